@@ -1,0 +1,116 @@
+"""``POST /v1/completions``: bare prompts as text or token ids, and the answers in OpenAI's older shape."""
+
+from dataclasses import replace
+from typing import Any
+
+from emopfx_server.answering import Piece
+from emopfx_server.engine.model import LoadedModel
+from emopfx_server.engine.requests import Outcome, Request
+from emopfx_server.logprobs import completion_logprobs
+from emopfx_server.prepare import Job, Preparation
+from emopfx_server.schemas import ApiError, CompletionRequest
+
+
+class CompletionShape:
+    """How a plain completion is written down.
+
+    Args:
+        loaded: The model.
+        body: What was asked for.
+    """
+
+    prefix = "cmpl"
+    whole = "text_completion"
+    chunk = "text_completion"
+
+    def __init__(self, loaded: LoadedModel, body: CompletionRequest) -> None:
+        self._tokenizer = loaded.tokenizer
+        self._echo = bool(body.echo)
+        self._wants_logprobs = body.logprobs is not None
+        self._prompt_only = body.max_tokens == 0
+
+    def choice(self, index: int, request: Request, outcome: Outcome) -> dict[str, Any]:
+        """A whole answer, behind the prompt if that was asked for."""
+        answer = outcome.answer
+        text = "" if self._prompt_only else answer.text
+        told = [] if self._prompt_only else answer.logprobs
+        first = None
+        if self._echo:
+            text = self._prompt(request) + text
+            told = [*answer.prompt_logprobs, *told]
+            first = request.prompt[0]
+        logprobs = completion_logprobs(self._tokenizer, told, first=first) if self._wants_logprobs else None
+        reason = "length" if self._prompt_only else answer.finish_reason
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def opening(self, index: int, request: Request) -> dict[str, Any]:
+        """What a stream begins an answer with: the prompt, if that was asked for."""
+        text = self._prompt(request) if self._echo else ""
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+
+    def delta(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A part of an answer."""
+        logprobs = None
+        if self._wants_logprobs:
+            logprobs = completion_logprobs(self._tokenizer, piece.logprobs, offset=piece.offset)
+        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": None}
+
+    def ending(self, index: int, outcome: Outcome) -> dict[str, Any]:
+        """What a stream ends an answer with."""
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": outcome.answer.finish_reason}
+
+    def completion_tokens(self, outcome: Outcome) -> int:
+        """How many generated tokens count: none when only the prompt was asked about."""
+        return 0 if self._prompt_only else outcome.answer.completion_tokens
+
+    def _prompt(self, request: Request) -> str:
+        text: str = self._tokenizer.decode(request.prompt)
+        return text
+
+
+async def completion_job(preparation: Preparation, body: CompletionRequest) -> tuple[Job, CompletionShape]:
+    """What to run for a plain completion, and how to write it down.
+
+    Raises:
+        ApiError: When it can't be run.
+    """
+    loaded = preparation.engine.loaded
+    preparation.check(body)
+    _refuse_unsupported(body)
+    prompts = [_tokens(preparation, prompt) for prompt in _prompts(body)]
+    for prompt in prompts:
+        preparation.room(len(prompt), body.max_tokens, "prompt")
+    # There is no answer without a token; the one that nobody asked for is left out of what is written down.
+    params = preparation.sampling(body, max(1, body.max_tokens))
+    told = replace(params, logprobs=body.logprobs, prompt_logprobs=bool(body.echo) and body.logprobs is not None)
+    return await preparation.job(body, prompts, told), CompletionShape(loaded, body)
+
+
+def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:
+    if isinstance(body.prompt, str):
+        return [body.prompt]
+    if all(isinstance(token, int) for token in body.prompt):
+        return [[token for token in body.prompt if isinstance(token, int)]]
+    return body.prompt  # type: ignore[return-value]  # a list of one kind, which mypy can't tell
+
+
+def _tokens(preparation: Preparation, prompt: str | list[int]) -> list[int]:
+    if isinstance(prompt, str):
+        tokens: list[int] = preparation.engine.loaded.tokenizer.encode(prompt)
+    else:
+        preparation.check_tokens(prompt, "prompt")
+        tokens = prompt
+    if not tokens:
+        raise ApiError(400, "prompt: comes to no tokens at all.", param="prompt")
+    return tokens
+
+
+def _refuse_unsupported(body: CompletionRequest) -> None:
+    if body.suffix:
+        raise ApiError(400, "suffix: this server only writes on; leave the field out.", param="suffix")
+    if body.best_of is not None and body.best_of != body.n:
+        raise ApiError(400, "best_of: every answer is given, so it must equal n.", param="best_of")
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError(400, "max_tokens: 0 needs echo, or there is nothing to answer.", param="max_tokens")
+    if body.stream and body.echo and (body.max_tokens == 0 or body.logprobs is not None):
+        raise ApiError(400, "stream: a prompt's log probabilities can't be streamed.", param="stream")

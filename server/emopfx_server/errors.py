@@ -1,0 +1,58 @@
+"""Every error leaves in OpenAI's shape, with one sentence that says what was wrong."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from emopfx_server.schemas import ApiError
+
+_KIND = re.compile(r"str|(literal|list|constrained)\b.*")
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Send every error of an API in OpenAI's shape."""
+
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> JSONResponse:
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return await refused(request, invalid_body(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return await refused(request, ApiError(error.status_code, f"{request.url.path}: {error.detail}."))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, _: Exception) -> JSONResponse:
+        return await refused(request, ApiError(500, "The server failed; its log says why.", code="internal_error"))
+
+
+def invalid_body(errors: Sequence[Any]) -> ApiError:
+    """The refusal of a body, by what pydantic has against it.
+
+    Of a field that may be of several kinds there is an error for each; they are told in one sentence.
+    """
+    if errors[0]["type"] == "json_invalid":
+        return ApiError(400, "The body is not valid JSON.", code="invalid_json")
+    if isinstance(errors[0]["input"], bytes):
+        return ApiError(400, "The body must be sent with the content type application/json.", code="invalid_json")
+    first = _field(errors[0])
+    deepest = max((error for error in errors if _field(error)[: len(first)] == first), key=lambda e: len(_field(e)))
+    reasons = dict.fromkeys(error["msg"] for error in errors if _field(error) == _field(deepest))
+    reason = " or ".join(reasons).replace(" or Input should be ", " or ")
+    where = ".".join(_field(deepest))
+    message = f"{where or 'The body'}: {reason}, not {deepest['input']!r:.200}."
+    return ApiError(400, message, param=where or None, code="invalid_value")
+
+
+def _field(error: Any) -> tuple[str, ...]:
+    """The path of the field at fault, without pydantic's names for the kinds that it may be of."""
+    return tuple(str(part) for part in error["loc"] if part != "body" and not _KIND.fullmatch(str(part)))
