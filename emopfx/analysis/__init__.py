@@ -1,0 +1,1 @@
+"""What is made of the answers: statistics, and the report in its several forms."""

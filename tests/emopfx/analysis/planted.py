@@ -1,0 +1,84 @@
+"""Activations made up by hand, in real files: noise, and whatever is planted in it."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save_file
+
+from emopfx.analysis.activations import FILE
+from emopfx.analysis.answers import Answer
+
+Floats = npt.NDArray[np.float32]
+PROMPT = 4
+COMPLETION = 4
+TOKENS = PROMPT + COMPLETION - 1
+HOOK_POINT = "input_layernorm.output"
+
+
+def write(
+    root: Path, key: str, tensors: dict[str, torch.Tensor], correct: bool, positions: list[int] | None = None
+) -> Answer:
+    """Write one sample's activations as the server does, and return its answer."""
+    variant, question = key.split("/")
+    folder = root / "nano" / "activations" / key
+    folder.mkdir(parents=True)
+    places = list(range(TOKENS)) if positions is None else positions
+    save_file({**tensors, "positions": torch.tensor(places), "token_ids": torch.tensor(places)}, folder / FILE)
+    (folder / "metadata.json").write_text(json.dumps({"token_texts": [f"t{place} " for place in places]}))
+    content = (folder / FILE).read_bytes()
+    entry = {"name": FILE, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return Answer(
+        key=key,
+        variant=variant,
+        question=question,
+        repeat=1,
+        correct=correct,
+        format=True,
+        prompt_tokens=PROMPT,
+        completion_tokens=COMPLETION,
+        truncated=False,
+        breadcrumb={"save_dir": folder.relative_to(root).as_posix(), "files": [entry]},
+    )
+
+
+def experiment(
+    root: Path,
+    variants: list[str],
+    questions: int,
+    plant: Callable[[int, str, bool], Floats],
+    *,
+    layers: int = 3,
+    width: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> list[Answer]:
+    """Write noise for every variant and question, each question's about a centre of its own.
+
+    Args:
+        root: The data folder.
+        variants: Names of the variants.
+        questions: How many.
+        plant: Returns what is added to all of an answer's tokens, given the layer, the variant and whether it is right.
+        layers: How many.
+        width: Length of the rows.
+        dtype: What they are stored in.
+    """
+    draw = np.random.default_rng(0)
+    centres = 5 * draw.normal(size=(questions, layers, width))
+    answers = []
+    for variant in variants:
+        for number in range(questions):
+            correct = bool(draw.random() < 0.5)
+            tensors = {
+                f"layers.{layer}.{HOOK_POINT}": torch.from_numpy(
+                    (centres[number, layer] + draw.normal(size=width) + plant(layer, variant, correct))
+                    + 0.1 * draw.normal(size=(TOKENS, width))
+                ).to(dtype)
+                for layer in range(layers)
+            }
+            answers.append(write(root, f"{variant}/q_{number:04d}", tensors, correct))
+    return answers
