@@ -1,0 +1,156 @@
+"""What a bucket has of an experiment: whether it is whole, how much it is, and what is there in vain."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from emopfx.config import S3
+from emopfx.errors import InputError, RunError
+from emopfx.layout import Layout, read_json
+from emopfx.progress import say
+from emopfx.storage import files, manifest, parallel
+from emopfx.storage.manifest import Entry, Manifest
+from emopfx.storage.s3 import Bucket, Listed
+
+
+def verify(layout: Layout, bucket: Bucket, *, read: bool = False) -> None:
+    """Compare the activations in a bucket, and those that are here, with the manifest's sizes and checksums.
+
+    Args:
+        layout: The experiment.
+        bucket: The bucket.
+        read: Whether objects are read and hashed; otherwise the checksums that the bucket keeps of them are compared.
+
+    Raises:
+        InputError: If there is no manifest here or there.
+        RunError: If something is missing or has other content; the message names each.
+    """
+    here: Manifest = read_json(layout.manifest) or {}
+    entries = {**(manifest.read_remote(bucket, layout.name) or {}), **_wholly(here)}
+    if not entries:
+        raise InputError(f"there are no activations of {layout.name}, neither in {layout.folder} nor in {bucket.root}")
+
+    def check(key: str) -> None:
+        problems = [*_problems_there(bucket, entries[key], read=read), *_problems_here(layout.root, here.get(key))]
+        if problems:
+            raise RunError("; ".join(problems))
+
+    failures = parallel.for_each("verify", {key: key for key in entries}, check, bucket.traffic)
+    if failures:
+        lines = "\n".join(f"  {key}: {reason}" for key, reason in failures.items())
+        raise RunError(f"verify: {len(failures)} of {len(entries)} requests are not whole:\n{lines}")
+    local = sum((layout.root / entry["save_dir"]).is_dir() for entry in here.values())
+    say(f"verify: {len(entries)} requests are whole in {bucket.root}, {local} of them are here too")
+
+
+def whole_elsewhere(layout: Layout, s3: S3 | None) -> set[str]:
+    """Return the `save_dir` of each request that is not here, but whole where its manifest entry says that it is.
+
+    Args:
+        layout: The experiment.
+        s3: What its config says of S3: the address of the service.
+
+    Raises:
+        RunError: If S3 can't be asked.
+    """
+    entries = {
+        key: entry
+        for key, entry in _wholly(read_json(layout.manifest) or {}).items()
+        if entry["uri"] and not (layout.root / entry["save_dir"]).is_dir()
+    }
+    whole: set[str] = set()
+    for root in {manifest.root(entry) for entry in entries.values()}:
+        with Bucket(root, s3.endpoint_url if s3 else None) as bucket:
+
+            def check(entry: Entry, bucket: Bucket = bucket) -> None:
+                if not any(_problems_there(bucket, entry, read=False)):
+                    whole.add(entry["save_dir"])
+
+            inside = {key: entry for key, entry in entries.items() if manifest.root(entry) == root}
+            failures = parallel.for_each("verify", inside, check, bucket.traffic)
+            if failures:
+                raise RunError(f"can't tell what {root} has: {next(iter(failures.values()))}")
+    return whole
+
+
+def _wholly(entries: Manifest) -> Manifest:
+    """Return the entries of files that are no selection of layers."""
+    return {key: entry for key, entry in entries.items() if "layers" not in entry}
+
+
+def _problems_there(bucket: Bucket, entry: Entry, *, read: bool) -> Iterator[str]:
+    for path, file in manifest.paths(entry):
+        stored = bucket.stored(path)
+        if stored is None:
+            yield f"{bucket.uri(path)} is missing"
+        elif stored.bytes != file["bytes"]:
+            yield f"{bucket.uri(path)} has {stored.bytes} bytes, not {file['bytes']}"
+        elif file["sha256"] != (bucket.sha256(path, stored.bytes) if read else stored.sha256):
+            yield f"{bucket.uri(path)} has other content than its checksum says"
+
+
+def _problems_here(root: Path, entry: Entry | None) -> Iterator[str]:
+    # What was deleted here after a push, or never pulled, is no problem.
+    if entry and (root / entry["save_dir"]).is_dir():
+        problem = files.problem(entry, root, None, checksums=True)
+        if problem:
+            yield problem
+
+
+def show(bucket: Bucket, name: str, console: Console) -> None:
+    """Print, by variant, how many requests the bucket's manifest has, and how much of them is there.
+
+    Raises:
+        InputError: If the bucket has no such experiment.
+    """
+    entries = manifest.read_remote(bucket, name)
+    if entries is None:
+        raise InputError(f"{bucket.root} has no activations of {name}; emopfx activations ls lists what it has")
+    sizes = {listed.key: listed.bytes for listed in bucket.list(f"{name}/activations/")}
+    table = Table("variant", "requests", "complete", "bytes", title=bucket.uri(name), box=box.SIMPLE_HEAD)
+    for variant in dict.fromkeys(key.split("/")[0] for key in entries):
+        found = [entry for key, entry in entries.items() if key.split("/")[0] == variant]
+        complete = sum(all(sizes.get(path) == file["bytes"] for path, file in manifest.paths(e)) for e in found)
+        amount = sum(sizes.get(path, 0) for entry in found for path, _ in manifest.paths(entry))
+        table.add_row(variant, str(len(found)), str(complete), f"{amount:,}")
+    console.print(table)
+
+
+def show_all(bucket: Bucket, console: Console) -> None:
+    """Print the experiments that are in a bucket."""
+    for name in bucket.folders():
+        console.print(bucket.uri(name), markup=False)
+
+
+def prune(bucket: Bucket, name: str, *, older_than: timedelta, delete: bool) -> None:
+    """Find, and perhaps delete, what is in vain: activations that no manifest entry names, and unfinished uploads.
+
+    Args:
+        bucket: The bucket.
+        name: The experiment.
+        older_than: What is younger is left alone, as somebody may be about to push the rest.
+        delete: Whether to delete; otherwise it is only listed.
+
+    Raises:
+        InputError: If the bucket has no such experiment.
+        RunError: If S3 fails.
+    """
+    entries = manifest.read_remote(bucket, name)
+    if entries is None:
+        raise InputError(f"{bucket.root} has no activations of {name}")
+    named = {path for entry in entries.values() for path, _ in manifest.paths(entry)}
+    folder, latest = f"{name}/activations/", datetime.now(UTC) - older_than
+    everything: list[Listed] = [*bucket.list(folder), *bucket.unfinished(folder)]
+    vain = [item for item in everything if (item.upload_id or item.key not in named) and item.changed <= latest]
+    for item in vain:
+        kind = "unfinished upload" if item.upload_id else f"{item.bytes} bytes"
+        say(f"prune: {bucket.uri(item.key)} ({kind})")
+    if delete:
+        bucket.delete(vain)
+        say(f"prune: {len(vain)} deleted")
+    else:
+        say(f"prune: {len(vain)} could be deleted; --yes does it")

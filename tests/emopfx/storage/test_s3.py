@@ -1,0 +1,137 @@
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from emopfx.errors import InputError
+from emopfx.storage import s3
+from emopfx.storage.s3 import PART_BYTES, Bucket
+from emopfx.storage.s3_errors import OtherContent, Taken, Unavailable
+from emopfx.storage.traffic import Traffic
+from tests.emopfx.storage.s3_service import CREDENTIALS, Gate
+
+LARGE = 2 * PART_BYTES + 5
+
+
+def write(path: Path, size: int) -> str:
+    path.write_bytes(os.urandom(size))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# Around the size from which on a file goes in parts.
+@pytest.mark.parametrize(("size", "parts"), [(0, 0), (1, 0), (PART_BYTES, 0), (PART_BYTES + 1, 2), (LARGE, 3)])
+def test_a_file_comes_back_as_it_went(tmp_path: Path, bucket: Bucket, door: Gate, size: int, parts: int) -> None:
+    sha256 = write(tmp_path / "a", size)
+    bucket.put(tmp_path / "a", "x/a", sha256)
+    assert door.asked["PUT part"] == parts
+    stored = bucket.stored("x/a")
+    assert stored is not None
+    assert (stored.bytes, stored.sha256) == (size, sha256)
+    assert bucket.fetch("x/a", tmp_path / "b", size) == sha256
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    assert bucket.sha256("x/a", size) == sha256
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_a_file_with_other_content_is_not_kept(tmp_path: Path, bucket: Bucket, size: int) -> None:
+    write(tmp_path / "a", size)
+    with pytest.raises(OtherContent, match="x/a has other content than its checksum says"):
+        bucket.put(tmp_path / "a", "x/a", hashlib.sha256(b"another").hexdigest())
+    assert list(bucket.list("")) == list(bucket.unfinished("")) == []
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_an_object_is_replaced_only_by_who_has_seen_it(tmp_path: Path, bucket: Bucket, size: int) -> None:
+    sha256 = write(tmp_path / "a", size)
+    bucket.put_bytes(b"first", "x/a")
+    with pytest.raises(Taken):
+        bucket.put(tmp_path / "a", "x/a", sha256)
+    seen = bucket.stored("x/a")
+    bucket.put_bytes(b"second", "x/a", over=seen)
+    with pytest.raises(Taken):
+        bucket.put_bytes(b"third", "x/a", over=seen)
+    assert bucket.read("x/a") == b"second"
+    bucket.put(tmp_path / "a", "x/a", sha256, over=bucket.stored("x/a"))
+    assert bucket.sha256("x/a", size) == sha256
+    assert list(bucket.unfinished("")) == []
+
+
+def test_of_two_who_write_at_once_one_wins(tmp_path: Path, bucket: Bucket) -> None:
+    outcomes: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def write_own(number: int) -> None:
+        barrier.wait()
+        try:
+            bucket.put_bytes(b"%d" % number, "x/a")
+        except Taken:
+            outcomes.append("lost")
+        else:
+            outcomes.append(f"{number}")
+
+    threads = [threading.Thread(target=write_own, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    won = [outcome for outcome in outcomes if outcome != "lost"]
+    assert [bucket.read("x/a").decode()] == won
+
+
+def test_reads_ranges_and_no_more(bucket: Bucket, door: Gate) -> None:
+    bucket.put_bytes(bytes(range(100)), "x/a")
+    assert bucket.read("x/a", 10, 5) == bytes(range(10, 15))
+    assert bucket.read("x/a", 98, 5) == bytes([98, 99])
+    assert bucket.read("x/a", 100, 5) == bucket.read("x/a", 7, 0) == b""
+    assert door.received < 10 + 500  # and the refusal of a range past the end
+    with pytest.raises(FileNotFoundError, match="some/prefix/x/b is missing"):
+        bucket.read("x/b", 0, 5)
+    assert bucket.stored("x/b") is None
+
+
+def test_lists_and_deletes(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "DELETED_AT_ONCE", 2)
+    for name in ("a", "b", "c"):
+        bucket.put_bytes(name.encode(), f"x/{name}")
+    bucket.put_bytes(b"", "y/a")
+    assert [(listed.key, listed.bytes) for listed in bucket.list("x/")] == [("x/a", 1), ("x/b", 1), ("x/c", 1)]
+    assert list(bucket.folders()) == ["x", "y"]
+    bucket.delete(bucket.list("x/"))
+    assert [listed.key for listed in bucket.list("")] == ["y/a"]
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(bucket: Bucket, door: Gate, tmp_path: Path) -> None:
+    sha256 = write(tmp_path / "a", LARGE)
+    bucket.put(tmp_path / "a", "x/a", sha256)
+    door.broken = 2
+    bucket.fetch("x/a", tmp_path / "b", LARGE)
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    assert door.asked["GET"] == 3 + 2
+
+
+def test_what_is_wrong_with_the_service_is_one_sentence(
+    bucket: Bucket, door: Gate, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Bucket("s3://no-such-bucket", door.url) as other, pytest.raises(Unavailable, match="does not exist"):
+        list(other.list(""))
+    with pytest.raises(InputError, match="an S3 URI is s3://bucket or s3://bucket/prefix, got 'bucket'"):
+        Bucket("bucket")
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    with Bucket(uri, door.url) as other, pytest.raises(Unavailable, match="boto3 found no credentials"):
+        other.put_bytes(b"", "x")
+
+
+def test_bytes_over_the_limit_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("emopfx.storage.traffic.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("emopfx.storage.traffic.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    limited = Traffic(100)
+    for _ in range(11):
+        limited.spend(50)
+    assert now[0] == pytest.approx(5.0)
+    assert limited.bytes == 550
