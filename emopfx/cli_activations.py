@@ -1,0 +1,149 @@
+"""The commands that keep activations in a bucket: push, pull, verify, ls, prune."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from emopfx import config, record
+from emopfx.cli_flags import RESULTS, Experiment, Results
+from emopfx.errors import InputError
+from emopfx.layout import Layout
+from emopfx.record import Record
+
+if TYPE_CHECKING:
+    from emopfx.storage.s3 import Bucket
+
+app = typer.Typer(help="Keep activations in S3, and bring them back.", no_args_is_help=True)
+
+Uri = Annotated[str | None, typer.Option(help="s3://bucket/prefix; else the config's storage.s3.uri.")]
+Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="Address of a service that is not AWS.")]
+Bandwidth = Annotated[float | None, typer.Option(min=0.001, help="Most megabytes a second.")]
+WithResults = Annotated[bool, typer.Option("--with-results", help="Results, reports and artifacts too.")]
+
+
+@app.command()
+def push(
+    name: Experiment,
+    uri: Uri = None,
+    endpoint_url: Endpoint = None,
+    results: Results = RESULTS,
+    with_results: WithResults = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over objects that have other content.")] = False,
+    delete_local: Annotated[
+        bool, typer.Option("--delete-local", help="Delete the activations here once the bucket has them whole.")
+    ] = False,
+    bandwidth: Bandwidth = None,
+) -> None:
+    """Send what the bucket does not have yet."""
+    # boto3 takes a while to import, and most commands don't need it.
+    from emopfx.storage import push as pushing
+
+    layout = Layout(results, name)
+    with _bucket(layout, uri, endpoint_url, bandwidth) as bucket, record.lock(layout):
+        pushing.activations(layout, bucket, replace=replace, delete_local=delete_local)
+        if with_results:
+            pushing.results(layout, bucket)
+
+
+@app.command()
+def pull(
+    name: Experiment,
+    uri: Uri = None,
+    endpoint_url: Endpoint = None,
+    results: Results = RESULTS,
+    with_results: WithResults = False,
+    variants: Annotated[str | None, typer.Option(help="Only these, with commas between them.")] = None,
+    samples: Annotated[str | None, typer.Option(help="Only these sample ids, with commas between them.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Only these layers' bytes, as in 0,12.")] = None,
+    bandwidth: Bandwidth = None,
+) -> None:
+    """Bring here what is not here yet, and check it."""
+    from emopfx.storage import pull as pulling
+
+    selection = pulling.Selection(_names(variants), _names(samples), _numbers(layers))
+    layout = Layout(results, name)
+    with _bucket(layout, uri, endpoint_url, bandwidth) as bucket, record.lock(layout):
+        pulling.activations(layout, bucket, selection)
+        if with_results:
+            pulling.results(layout, bucket)
+
+
+@app.command()
+def verify(
+    name: Experiment,
+    uri: Uri = None,
+    endpoint_url: Endpoint = None,
+    results: Results = RESULTS,
+    read: Annotated[bool, typer.Option("--read", help="Read every object, and not only what S3 says of it.")] = False,
+    bandwidth: Bandwidth = None,
+) -> None:
+    """Compare the bucket, and what is here, with the manifest's checksums."""
+    from emopfx.storage import inventory
+
+    layout = Layout(results, name)
+    with _bucket(layout, uri, endpoint_url, bandwidth) as bucket:
+        inventory.verify(layout, bucket, read=read)
+
+
+@app.command()
+def ls(
+    name: Annotated[str | None, typer.Option(help="One experiment.")] = None,
+    uri: Uri = None,
+    endpoint_url: Endpoint = None,
+    results: Results = RESULTS,
+) -> None:
+    """List the experiments in a bucket, or what it has of one."""
+    from emopfx.storage import inventory
+
+    with _bucket(Layout(results, name or ""), uri, endpoint_url) as bucket:
+        if name is None:
+            inventory.show_all(bucket, Console())
+        else:
+            inventory.show(bucket, name, Console())
+
+
+@app.command()
+def prune(
+    name: Experiment,
+    uri: Uri = None,
+    endpoint_url: Endpoint = None,
+    results: Results = RESULTS,
+    older_than: Annotated[float, typer.Option(min=0, help="Leave alone what is younger, in hours.")] = 24,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only list.")] = False,
+) -> None:
+    """Delete objects that no manifest entry names, and uploads that were never finished."""
+    from emopfx.storage import inventory
+
+    with _bucket(Layout(results, name), uri, endpoint_url) as bucket:
+        inventory.prune(bucket, name, older_than=timedelta(hours=older_than), delete=yes)
+
+
+@contextmanager
+def _bucket(
+    layout: Layout, uri: str | None, endpoint_url: str | None, megabytes: float | None = None
+) -> "Iterator[Bucket]":
+    from emopfx.storage.s3 import Bucket
+
+    kept = Record.read(layout)
+    recorded = config.Storage.model_validate(kept.content["config"].get("storage", {})).s3 if kept else None
+    if uri is None and recorded is None:
+        raise InputError("say which bucket: --uri s3://bucket/prefix, or storage.s3.uri in the experiment's config")
+    if uri is None and recorded is not None:
+        uri, endpoint_url = recorded.uri, endpoint_url or recorded.endpoint_url
+    with Bucket(str(uri), endpoint_url, megabytes and megabytes * 1e6) as bucket:
+        yield bucket
+
+
+def _names(text: str | None) -> frozenset[str]:
+    return frozenset(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def _numbers(text: str | None) -> frozenset[int]:
+    names = _names(text)
+    if not all(name.isdecimal() for name in names):
+        raise InputError(f"--layers takes numbers with commas between them, as in 0,12, got {text!r}")
+    return frozenset(int(name) for name in names)

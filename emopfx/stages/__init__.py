@@ -1,0 +1,1 @@
+"""The stages' own work; they know neither targets nor commands."""

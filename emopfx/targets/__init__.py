@@ -1,0 +1,1 @@
+"""How stages are run: each target knows one kind of place."""
