@@ -37,17 +37,18 @@ def delete(cluster: Cluster, run: str, release: str, *, data: bool) -> None:
     if data:
         _wait_for_pods(cluster, selector)
         _delete_data(cluster, run, release)
+        _wait_for_pods(cluster, selector)
     cluster.delete("Lease", names.config_map(run))
     say(f"{run}: deleted {'with' if data else 'without'} its results")
 
 
 def _wait_for_pods(cluster: Cluster, selector: str) -> None:
-    """Wait until the run's pods are gone: one that still writes would bring folders back."""
+    """Wait until the run's pods are gone: one that still writes would bring folders back, and deleted means gone."""
     deadline = time.monotonic() + DATA_SECONDS
     while found := cluster.find("Pod", selector):
         if time.monotonic() > deadline:
             name = found[0]["metadata"]["name"]
-            raise RunError(f"pod {name} has not ended within {DATA_SECONDS:.0f} s, so no results are deleted")
+            raise RunError(f"pod {name} is still there after {DATA_SECONDS:.0f} s; delete the run again when it has gone")
         time.sleep(POLL_SECONDS)
 
 
