@@ -1,42 +1,31 @@
 """Reads captured activations by byte range: one layer, hook point and set of positions at a time."""
 
-import json
 import os
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
+from emopfx.analysis import activation_file
+from emopfx.analysis.activation_file import FILE, File, Floats, Positions, Site, Table, Tensor, Wanted
 from emopfx.analysis.answers import Answer
+from emopfx.analysis.safetensors_header import BrokenError, Readable
+from emopfx.hashing import Json
 from emopfx.progress import Progress, say
 
-FILE = "activations.safetensors"
-Positions = Literal["all", "prompt", "last_prompt", "answer", "generated", "last"]
-Floats = npt.NDArray[np.float32]
 # Most reads wait for a disk or a network; as many files again lie ready, read and not yet asked for.
 THREADS = 8
-# A first read that holds the header of most files.
-HEADER_GUESS = 1 << 14
 SHOWN_PROBLEMS = 10
-LARGEST_HEADER = 100_000_000
-SITE = re.compile(r"layers\.(\d+)\.(.+)")
-DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Source(Protocol):
-    """Where the files are: a disk, an object store."""
-
-    def read(self, name: str, /, start: int, length: int) -> bytes:
-        """Return a range of a file's bytes, fewer where the file ends; OSError if it can't be read."""
+class Source(Readable, Protocol):
+    """Where the files of an experiment are."""
 
     def has(self, name: str, /) -> bool:
         """Whether there should be such a file."""
@@ -49,7 +38,7 @@ class LocalFiles:
     root: Path
 
     def read(self, name: str, /, start: int, length: int) -> bytes:
-        """Return a range of a file's bytes (see `Source`)."""
+        """Return a range of a file's bytes (see `Readable`)."""
         descriptor = os.open(self.root / name, os.O_RDONLY)
         try:
             return os.pread(descriptor, length, start)
@@ -62,53 +51,29 @@ class LocalFiles:
 
 
 def having(source: Source, answers: Iterable[Answer]) -> list[bool]:
-    """Say of which answers (with breadcrumbs) there is a file: what comes later is to be analyzed then."""
-    return [source.has(f"{(answer.breadcrumb or {})['save_dir']}/{FILE}") for answer in answers]
+    """Say of which answers there is a file: what comes later is to be analyzed then."""
+    folders = [(answer.breadcrumb or {}).get("save_dir") for answer in answers]
+    return [isinstance(folder, str) and source.has(f"{folder}/{FILE}") for folder in folders]
 
 
-class Site(NamedTuple):
-    """A place in the network: a hook point of a layer."""
+def identities(root: Path, source: Source, answers: list[Answer]) -> list[Json]:
+    """Return what changes with each answer's file: size and time of one on this disk, else what the manifest says.
 
-    layer: int
-    hook_point: str
-
-    @property
-    def name(self) -> str:
-        """The name of its tensor."""
-        return f"layers.{self.layer}.{self.hook_point}"
-
-
-class Wanted(NamedTuple):
-    """A sample's activations as the manifest and the answer name them.
-
-    Attributes:
-        save_dir: Their folder, relative to the source.
-        bytes: The size of the activations file.
-        prompt_tokens: The prompt's length.
-        tokens: How many tokens passed through the model, captured or not.
+    Args:
+        root: The data folder on this disk.
+        source: Where the files are; what it has not is None.
+        answers: The answers.
     """
-
-    save_dir: str
-    bytes: int
-    prompt_tokens: int
-    tokens: int
-
-
-class _Tensor(NamedTuple):
-    dtype: str
-    width: int
-
-
-@dataclass(frozen=True)
-class _File:
-    name: str
-    wanted: Wanted
-    positions: npt.NDArray[np.int32]
-    begins: npt.NDArray[np.int64]  # where each site's tensor begins, in the order of the table
-
-
-class _BrokenError(Exception):
-    """A file isn't what it should be; the message says how."""
+    found: list[Json] = []
+    for answer, there in zip(answers, having(source, answers), strict=True):
+        breadcrumb = answer.breadcrumb or {}
+        path = root / str(breadcrumb.get("save_dir")) / FILE
+        if there and path.is_file():
+            state = path.stat()
+            found.append([state.st_size, state.st_mtime_ns])
+        else:
+            found.append(breadcrumb.get("files") if there else None)
+    return found
 
 
 @dataclass
@@ -121,33 +86,35 @@ class Activations:
         problems: What is wrong with the samples that can't be read, by key; grows while reading.
     """
 
-    source: Source
-    table: dict[Site, _Tensor]
+    source: Readable
+    table: dict[Site, Tensor]
     problems: dict[str, str]
-    _files: dict[str, _File]
+    _files: dict[str, File]
     _indices: dict[Site, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._indices = {site: index for index, site in enumerate(self.table)}
 
     @classmethod
-    def open(cls, source: Source, samples: Mapping[str, Wanted], advance: Callable[[], None]) -> "Activations":
+    def open(
+        cls, source: Readable, samples: Mapping[str, Callable[[], Wanted]], advance: Callable[[], None]
+    ) -> "Activations":
         """Read the headers and positions of all files.
 
         Files whose tensors differ from those of most files are problems, as are missing and broken ones.
 
         Args:
             source: Where the files are.
-            samples: The samples' activations, by key.
+            samples: By key, what tells which files are a sample's; it may raise a BrokenError.
             advance: Called after each file.
         """
         problems: dict[str, str] = {}
-        opened: dict[str, tuple[_File, tuple[tuple[Site, _Tensor], ...]]] = {}
+        opened: dict[str, tuple[File, Table]] = {}
 
-        def read(item: tuple[str, Wanted]) -> "tuple[_File, tuple[tuple[Site, _Tensor], ...]] | str":
-            return _guarded(lambda: _open(source, item[1]))
+        def read(item: tuple[str, Callable[[], Wanted]]) -> "tuple[File, Table] | str":
+            return _guarded(lambda: activation_file.open_file(source, item[1]()))
 
-        for (key, _), found in _in_parallel(read, samples.items()):
+        for (key, _), found in in_parallel(read, samples.items()):
             advance()
             if isinstance(found, str):
                 problems[key] = found
@@ -175,24 +142,30 @@ class Activations:
         """The length of a row of a site."""
         return self.table[site].width
 
-    def save_dir(self, key: str) -> str:
-        """The folder of a sample's files, relative to the source."""
-        return self._files[key].wanted.save_dir
+    def span(self, key: str, *positions: Positions) -> slice:
+        """The rows of a sample at these positions, and those between them."""
+        return self._files[key].span(positions)
 
     def count(self, key: str, positions: Positions) -> int:
         """How many rows of a sample were captured at these positions."""
-        start, stop = _span(self._files[key], positions)
-        return stop - start
+        span = self.span(key, positions)
+        return int(span.stop - span.start)
 
-    def rows(self, site: Site, positions: Positions, keys: Iterable[str] | None = None) -> Iterator[tuple[str, Floats]]:
+    def metadata(self, key: str) -> dict[str, Any]:
+        """What metadata.json says of a sample, nothing where it is missing or broken."""
+        return activation_file.read_metadata(self.source, self._files[key].wanted.save_dir)
+
+    def rows(
+        self, site: Site, *positions: Positions, keys: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, Floats]]:
         """Yield the rows of one site, sample by sample, by one ranged read each, some samples ahead.
 
         Args:
             site: The layer and hook point.
             positions: Which tokens' rows: `prompt`, `last_prompt`, `generated` (those that passed through the model
-                after the prompt), `answer` (those whose output is the answer: the last of the prompt and the generated
-                ones), `last`, `all`. What wasn't captured is left out, so there may be none.
-            keys: The samples; all that can be read by default.
+                after the prompt), `last`, `all`; of several, also those between them. What wasn't captured is left
+                out, so there may be none.
+            keys: The samples, of which those are left out that can't be read; all by default.
 
         Yields:
             A sample's key and its rows, `[tokens, width]`, float32. A sample that turns out to be unreadable is left
@@ -201,19 +174,20 @@ class Activations:
         tensor, index = self.table[site], self._indices[site]
 
         def read(key: str) -> Floats | str:
-            return _guarded(lambda: _read(self.source, self._files[key], tensor, index, positions, site))
+            return _guarded(lambda: self._files[key].rows(self.source, index, site, tensor, positions))
 
-        todo = [key for key in (self._files if keys is None else keys) if key not in self.problems]
-        for key, found in _in_parallel(read, todo):
+        readable = set(self.keys)
+        todo = [key for key in (self._files if keys is None else keys) if key in readable]
+        for key, found in in_parallel(read, todo):
             if isinstance(found, str):
                 self.problems[key] = found
             else:
                 yield key, found
 
 
-def open_answers(source: Source, answers: Iterable[Answer]) -> Activations:
+def open_answers(source: Readable, answers: Iterable[Answer]) -> Activations:
     """Open the activations of answers (see `Activations.open`), and say which can't be read."""
-    samples = {answer.key: _wanted(answer, answer.breadcrumb) for answer in answers if answer.breadcrumb}
+    samples = {answer.key: partial(_wanted, answer) for answer in answers}
     with Progress("activations", len(samples)) as progress:
         opened = Activations.open(source, samples, progress.advance)
     for key, problem in list(opened.problems.items())[:SHOWN_PROBLEMS]:
@@ -223,25 +197,23 @@ def open_answers(source: Source, answers: Iterable[Answer]) -> Activations:
     return opened
 
 
-def _wanted(answer: Answer, breadcrumb: Mapping[str, Any]) -> Wanted:
-    size = next(file["bytes"] for file in breadcrumb["files"] if file["name"] == FILE)
-    # The last generated token never passes through the model.
-    return Wanted(
-        breadcrumb["save_dir"], size, answer.prompt_tokens, answer.prompt_tokens + answer.completion_tokens - 1
-    )
+def _wanted(answer: Answer) -> Wanted:
+    if answer.breadcrumb is None:
+        raise BrokenError(f"{answer.key} was answered without a capture")
+    return activation_file.wanted(answer.breadcrumb, answer.prompt_tokens, answer.completion_tokens)
 
 
 def _guarded(read: Callable[[], Result]) -> Result | str:
     """Return what was read, or in one sentence why nothing was."""
     try:
         return read()
-    except _BrokenError as error:
+    except BrokenError as error:
         return str(error)
     except OSError as error:
         return f"{error.filename or FILE} can't be read: {error.strerror or error}"
 
 
-def _in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
     """Yield items with their results, in order, working a bounded number of items ahead."""
     with ThreadPoolExecutor(THREADS) as pool:
         ahead: deque[tuple[Item, Future[Result]]] = deque()
@@ -256,87 +228,3 @@ def _in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         finally:
             for _, future in ahead:
                 future.cancel()
-
-
-def _open(source: Source, wanted: Wanted) -> tuple[_File, tuple[tuple[Site, _Tensor], ...]]:
-    name = f"{wanted.save_dir}/{FILE}"
-    start, header = _header(source, name)
-    try:
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-        sites = {
-            Site(int(match[1]), match[2]): (
-                _Tensor(entry["dtype"], entry["shape"][1]),
-                start + entry["data_offsets"][0],
-            )
-            for key, entry in header.items()
-            if (match := SITE.fullmatch(key)) and len(entry["shape"]) == 2
-        }
-        begin, end = header["positions"]["data_offsets"]
-        rows = {entry["shape"][0] for entry in header.values()}
-    except (KeyError, TypeError, IndexError, ValueError):
-        raise _BrokenError(f"{name} has no positions, or a header that isn't safetensors'") from None
-    if start + max(ends) != wanted.bytes:
-        raise _BrokenError(f"{name} describes {start + max(ends)} bytes, but {wanted.bytes} were written")
-    _exactly(source, name, wanted.bytes - 1, 1)
-    positions = np.frombuffer(_exactly(source, name, start + begin, end - begin), "<i8")
-    if rows != {len(positions)} or (np.diff(positions) <= 0).any():
-        raise _BrokenError(f"{name} has positions that don't fit its rows")
-    if unknown := {tensor.dtype for tensor, _ in sites.values()} - DTYPES.keys():
-        raise _BrokenError(f"{name} holds {unknown.pop()}; F32, F16 and BF16 can be read")
-    ordered = sorted(sites)
-    file = _File(name, wanted, positions.astype(np.int32), np.array([sites[site][1] for site in ordered], np.int64))
-    return file, tuple((site, sites[site][0]) for site in ordered)
-
-
-def _header(source: Source, name: str) -> tuple[int, dict[str, Any]]:
-    """Return where a safetensors file's data start, and what its header says of each tensor."""
-    first = source.read(name, 0, HEADER_GUESS)
-    length = int.from_bytes(first[:8], "little")
-    if len(first) < 8 or length > LARGEST_HEADER:
-        raise _BrokenError(f"{name} is no safetensors file")
-    text = first[8 : 8 + length]
-    if len(text) < length:
-        text += _exactly(source, name, 8 + len(text), length - len(text))
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-    except (ValueError, AttributeError):
-        raise _BrokenError(f"{name} has a broken header") from None
-    return 8 + length, header
-
-
-def _exactly(source: Source, name: str, start: int, length: int) -> bytes:
-    found = source.read(name, start, length) if length else b""
-    if len(found) != length:
-        raise _BrokenError(
-            f"{name} ends too early: {length} bytes from {start} on are asked for, {len(found)} are there"
-        )
-    return found
-
-
-def _span(file: _File, positions: Positions) -> tuple[int, int]:
-    """Return the range of a file's rows that are at these positions."""
-    prompt, tokens = file.wanted.prompt_tokens, file.wanted.tokens
-    first, last = {
-        "all": (0, tokens),
-        "prompt": (0, prompt),
-        "last_prompt": (prompt - 1, prompt),
-        "answer": (prompt - 1, tokens),
-        "generated": (prompt, tokens),
-        "last": (tokens - 1, tokens),
-    }[positions]
-    start, stop = np.searchsorted(file.positions, (first, last))
-    return int(start), int(stop)
-
-
-def _read(source: Source, file: _File, tensor: _Tensor, index: int, positions: Positions, site: Site) -> Floats:
-    start, stop = _span(file, positions)
-    dtype = np.dtype(DTYPES[tensor.dtype])
-    row = tensor.width * dtype.itemsize
-    data = _exactly(source, file.name, int(file.begins[index]) + start * row, (stop - start) * row)
-    raw = np.frombuffer(data, dtype).reshape(stop - start, tensor.width)
-    # numpy has no bfloat16: it is the upper half of a float32.
-    values = (raw.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else raw.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise _BrokenError(f"{file.name} holds numbers that are not finite in {site.name}")
-    return values

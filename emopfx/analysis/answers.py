@@ -13,7 +13,8 @@ class Answer(NamedTuple):
     """One finished answer, without its text.
 
     `question` is the sample id, the same in all variants; `truncated` is an answer that was cut at max_tokens;
-    `breadcrumb` says where its activations are (see `units.BREADCRUMB`), None where none were captured.
+    `breadcrumb` says where its activations are (see `units.BREADCRUMB`), None where none were captured; where the
+    manifest knows of other files than were written, such as some layers only, it names those.
     """
 
     key: str
@@ -46,12 +47,13 @@ class Answers:
     def read(cls, record: Record) -> "Answers":
         """Read the answers of a record's config; those of another config in the same folder don't count."""
         keys = record.sample_keys()
+        manifest = read_json(record.layout.manifest) or {}
         finished = []
         with Progress("analyze", len(keys)) as progress:
             for number, key in enumerate(keys, 1):
                 sample = read_json(record.layout.sample(key) / "sample.json")
                 if sample is not None and sample["config_hash"] == record.hash:
-                    finished.append(_answer(key, sample))
+                    finished.append(_answer(key, sample, manifest.get(key)))
                 progress.update(number)
         return cls(finished, keys, [variant["name"] for variant in record.content["config"]["variants"]])
 
@@ -62,12 +64,16 @@ class Answers:
         return [key for key in self.expected if key not in found]
 
     def digest(self) -> str:
-        """Return a digest that changes with any answer and with the activations that a breadcrumb names."""
-        return hashing.digest([*self.expected, *(list(answer) for answer in self.finished)])
+        """Return a digest that changes with any answer, but not with its activations."""
+        return hashing.digest([*self.expected, *(list(answer._replace(breadcrumb=None)) for answer in self.finished)])
 
 
-def _answer(key: str, sample: dict[str, Any]) -> Answer:
-    metrics = sample["metrics"]
+def _answer(key: str, sample: dict[str, Any], entry: Any) -> Answer:
+    metrics, breadcrumb = sample["metrics"], sample["breadcrumb"]
+    if not isinstance(breadcrumb, dict):
+        breadcrumb = None
+    elif isinstance(entry, dict) and entry.get("save_dir") == breadcrumb.get("save_dir"):
+        breadcrumb = {**breadcrumb, "files": entry.get("files")}
     return Answer(
         key=key,
         variant=sample["variant"],
@@ -78,5 +84,5 @@ def _answer(key: str, sample: dict[str, Any]) -> Answer:
         prompt_tokens=metrics["prompt_tokens"],
         completion_tokens=metrics["completion_tokens"],
         truncated=metrics["finish_reason"] == "length",
-        breadcrumb=sample["breadcrumb"],
+        breadcrumb=breadcrumb,
     )

@@ -5,14 +5,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from emopfx.analysis.activations import Activations, Floats, Positions, Site
+from emopfx.analysis.activation_file import Floats, Positions, Site
+from emopfx.analysis.activations import Activations
 
-Feature = Literal["last_prompt", "mean_generated", "last"]
-FEATURES: tuple[Feature, ...] = get_args(Feature)
-NEEDED: dict[Feature, Positions] = {"last_prompt": "last_prompt", "mean_generated": "generated", "last": "last"}
+FeatureName = Literal["last_prompt", "mean_generated", "last"]
+FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
+NEEDED: dict[FeatureName, Positions] = {"last_prompt": "last_prompt", "mean_generated": "generated", "last": "last"}
 
 
-def available(activations: Activations) -> dict[Feature, list[str]]:
+def available(activations: Activations) -> dict[FeatureName, list[str]]:
     """Return for each feature the samples of which the tokens that it needs were captured."""
     return {
         feature: [key for key in activations.keys if activations.count(key, positions)]
@@ -20,8 +21,8 @@ def available(activations: Activations) -> dict[Feature, list[str]]:
     }
 
 
-def read(activations: Activations, site: Site, having: Mapping[Feature, list[str]]) -> dict[Feature, Floats]:
-    """Read the features at one site, each sample's by one ranged read that leaves the prompt out.
+def read(activations: Activations, site: Site, having: Mapping[FeatureName, list[str]]) -> dict[FeatureName, Floats]:
+    """Read the features at one site, each sample's by one ranged read of no more than they need.
 
     Args:
         activations: Where they are.
@@ -36,14 +37,11 @@ def read(activations: Activations, site: Site, having: Mapping[Feature, list[str
         feature: np.full((len(keys), activations.width(site)), np.nan, np.float32) for feature, keys in having.items()
     }
     keys = dict.fromkeys(key for keys in having.values() for key in keys)
-    for key, rows in activations.rows(site, "answer", keys):
+    positions = [NEEDED[feature] for feature in having]
+    for key, rows in activations.rows(site, *positions, keys=keys):
+        start = activations.span(key, *positions).start
         for feature, place in places.items():
             if key in place:
-                found[feature][place[key]] = _reduce(rows, feature, activations.count(key, "generated"))
+                own = activations.span(key, NEEDED[feature])
+                found[feature][place[key]] = rows[own.start - start : own.stop - start].mean(axis=0)
     return found
-
-
-def _reduce(rows: Floats, feature: Feature, generated: int) -> Floats:
-    if feature == "mean_generated":
-        rows = rows[len(rows) - generated :].mean(axis=0, keepdims=True)
-    return rows[:1].reshape(-1) if feature == "last_prompt" else rows[-1:].reshape(-1)

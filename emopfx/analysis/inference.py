@@ -61,7 +61,19 @@ def _wilson(share: float, n: float) -> tuple[float, float]:
     z = stats.norm.ppf((1 + CONFIDENCE) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    # At the ends the formula is exact but for rounding.
+    return (0.0 if share == 0 else float(centre - half)), (1.0 if share == 1 else float(centre + half))
+
+
+def unanimous(difference: float, questions: int) -> tuple[float, float]:
+    """Return the interval of a mean difference of shares that is the same in all questions.
+
+    If more than 1 - 0.05^(1/n) of all questions differed otherwise, one of n would have shown it with 95 % probability
+    (the one-sided interval of Clopper and Pearson 1934, Biometrika 26:404-413; about 3/n). At worst they differ by -1,
+    or by 1.
+    """
+    others = 1 - (1 - CONFIDENCE) ** (1 / questions)
+    return difference - others * (difference + 1), difference + others * (1 - difference)
 
 
 def bootstrap(differences: Floats, resamples: int, seed: int) -> tuple[Floats, Floats]:
@@ -175,14 +187,16 @@ def detectable_share(pairs: int, changed: int, alpha: float, power: float) -> fl
 
 
 def detectable_mean(differences: Floats, alpha: float, power: float) -> float | None:
-    """Return the smallest mean difference that a paired test finds with this power, None if nothing differs.
+    """Return the smallest mean difference that sign flips find with this power, None if nothing differs.
 
-    With the differences' own spread, as for a paired t test (Cohen 1988, chapter 2). Sign flips of differences that
-    take few values have two to four points less power, since sums that tie with what was seen count against it.
+    With the differences' own spread, as for a paired t test (Cohen 1988, chapter 2), and a correction for continuity:
+    sums that tie with what was seen count against it, so that the sum must be larger by half the step between sums,
+    which is the smallest difference of a question.
     """
     values = differences[~np.isnan(differences)]
     if len(values) < 2 or np.ptp(values) == 0:
         return None
     freedom = len(values) - 1
     distance = stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(power, freedom)
-    return float(distance * values.std(ddof=1) / np.sqrt(len(values)))
+    step = np.abs(values[values != 0]).min()
+    return float(distance * values.std(ddof=1) / np.sqrt(len(values)) + step / len(values))

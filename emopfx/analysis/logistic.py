@@ -5,55 +5,41 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import one_hot
 
 # Held-out accuracy no longer moves at a mean loss this flat.
-TOLERANCE = 5e-4
+TOLERANCE = 1e-4
 MAX_STEPS = 200
 HISTORY = 8
 HALVINGS = 20
-DIRECTIONS = 64
+GRAM_BLOCK = 512
+
+Pairs = deque[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Problems:
     """Which rows train which problem, and on what labels.
 
-    Weights stand in columns: a multinomial problem has one a class, a binary one has one. A column is a row of the
-    tensors here, since narrow matrix products are fast only this way round.
+    Weights stand in columns: one tells two classes apart, more classes have one each. A column is a row of the tensors
+    here, since narrow matrix products are fast only this way round.
 
     Attributes:
-        masks: The distinct sets of training rows, `[masks, n]`, 0 or 1.
-        mask_of: Each problem's set of training rows, `[problems]`; the multinomial ones come first.
-        multinomial: Labels from 0 to `classes` - 1 of the multinomial problems, `[multinomial, n]`.
-        binary: Labels, 0 or 1, of the others, `[binary, n]`.
-        classes: How many classes each multinomial problem has.
+        masks: Each problem's training rows, `[problems, n]`, 0 or 1.
+        labels: Each problem's labels from 0 to `classes` - 1, `[problems, n]`.
+        classes: How many classes each problem has.
         c: The inverse of the penalty's strength: each problem minimises c · Σ loss + ½ |weights|².
     """
 
     masks: Tensor
-    mask_of: Tensor
-    multinomial: Tensor
-    binary: Tensor
+    labels: Tensor
     classes: int
     c: float
 
-    def split(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Split `[sites, columns, …]`: multinomial, `[sites, problems, classes, …]`, and the others."""
-        count = len(self.multinomial)
-        several, single = columns[:, : count * self.classes], columns[:, count * self.classes :]
-        return several.reshape(len(columns), count, self.classes, *columns.shape[2:]), single
-
-    def sums(self, columns: Tensor) -> Tensor:
-        """Sum over each problem's columns, `[sites, columns]` to `[sites, problems]`."""
-        several, single = self.split(columns)
-        return torch.cat([several.sum(2), single], 1)
-
-    def spread(self, problems: Tensor) -> Tensor:
-        """Repeat each problem's value for its columns, `[…, problems]` to `[…, columns, 1]`."""
-        count = len(self.multinomial)
-        several = problems[..., :count].repeat_interleave(self.classes, -1)
-        return torch.cat([several, problems[..., count:]], -1).unsqueeze(-1)
+    @property
+    def columns(self) -> int:
+        """How many columns of weights a problem has."""
+        return self.classes if self.classes > 2 else 1
 
 
 @dataclass(frozen=True)
@@ -61,9 +47,9 @@ class Fits:
     """What was found: logits are `weights · x + bias`, for rows as they were given.
 
     Attributes:
-        weights: `[sites, columns, width]`.
-        bias: `[sites, columns]`.
-        logits: Of all rows, also those that trained nothing, `[sites, columns, n]`.
+        weights: `[problems, columns, width]`.
+        bias: `[problems, columns]`.
+        logits: Of all rows, also those that trained nothing, `[problems, columns, n]`.
     """
 
     weights: Tensor
@@ -71,193 +57,257 @@ class Fits:
     logits: Tensor
 
 
-def fit(rows: Tensor, problems: Problems) -> Fits:
-    """Fit all problems at all sites.
+def fit(rows: Tensor, problems: Problems, curvature: "Curvature") -> Fits:
+    """Fit all problems.
 
     Features are standardised by each problem's training rows; the bias is not penalised. L-BFGS (Liu & Nocedal 1989)
     goes in lockstep for all problems, so that a step is two matrix products with all columns; a step is as long as
-    Newton's along its direction, halved until the objective falls enough.
+    Newton's along its direction, halved until the objective falls enough. A problem that has arrived leaves the others.
 
     Args:
-        rows: Features, `[sites, n, width]`.
+        rows: Features, `[n, width]`.
         problems: What to fit to them.
+        curvature: Of these rows, or of those they are a part of.
     """
-    data, loss = _Standardised(rows, problems), _Loss(rows, problems)
-    sites, n, width = rows.shape
-    parameters = rows.new_zeros(sites, len(data.columns), width + 1)
-    logits = rows.new_zeros(sites, len(data.columns), n)
+    rows, centre, scale = _standardise(rows)
+    data, loss = _Standardised.of(rows, problems), _Loss.of(rows, problems)
+    found = _minimise(data, loss, curvature, problems.columns)
+    weights, bias = data.unscaled(found)
+    logits = _times(weights, rows) + bias.unsqueeze(-1)
+    weights = weights * scale
+    return Fits(weights, bias - weights @ centre, logits)
+
+
+def _standardise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows of mean 0 and deviation 1, with the means and the factors that make them so.
+
+    The mean is taken twice: of a feature far from zero, float32 finds it only roughly the first time.
+    """
+    centre = rows.mean(0)
+    moved = rows - centre
+    rest = moved.mean(0)
+    moved -= rest
+    deviation = moved.square().mean(0).sqrt()
+    # A feature that varies by no more than float32 rounds says nothing: its weight is zero.
+    scale = torch.where(deviation > 1e-7 * centre.abs(), 1 / deviation, 0)
+    return moved.mul_(scale), centre + rest, scale
+
+
+def _minimise(data: "_Standardised", loss: "_Loss", curvature: "Curvature", columns: int) -> Tensor:
+    """Return each problem's parameters, `[problems, columns, width + 1]`; the last is the bias."""
+    rows, count = data.rows, len(loss.weight)
+    arrived = rows.new_zeros(count, columns, rows.shape[1] + 1)
+    place = torch.arange(count, device=rows.device)
+    parameters, logits = torch.zeros_like(arrived), rows.new_zeros(count, columns, len(rows))
     value, gradient = loss.value(logits), data.gradient(loss.residuals(logits))
-    steps: deque[tuple[Tensor, Tensor]] = deque(maxlen=HISTORY)
-    principal = _Principal(rows, float(loss.ridge.mean()))
+    stuck = torch.zeros_like(value, dtype=torch.bool)
+    steps: Pairs = deque(maxlen=HISTORY)
     for _ in range(MAX_STEPS):
-        # What has arrived stays: products of smaller gradients would be lost in rounding.
-        open_ = problems.sums((gradient.abs().amax(-1) > TOLERANCE).to(rows)) > 0
-        if not open_.any():
-            break
-        direction = -_inverse_hessian(gradient, steps, problems, principal) * problems.spread(open_.to(rows))
+        going = (gradient.abs().amax((1, 2)) > TOLERANCE) & ~stuck
+        if not going.all():
+            arrived[place] = parameters
+            if not going.any():
+                return arrived
+            data, loss, place = data.kept(going), loss.kept(going), place[going]
+            parameters, logits, value, gradient = (t[going] for t in (parameters, logits, value, gradient))
+            steps = deque(((moved[going], turned[going]) for moved, turned in steps), maxlen=HISTORY)
+        direction = -_inverse_hessian(gradient, steps, curvature)
         change = data.logits(direction)
         penalty = loss.penalty(parameters, direction)
-        slope = _dot(gradient, direction, problems)
+        slope = _dot(gradient, direction)
         length = -slope / (loss.curvature(logits, change) + 2 * penalty[2]).clamp_min(1e-30)
         for attempt in range(HALVINGS + 1):
-            reached = logits + problems.spread(length) * change
+            reached = logits + _spread(length) * change
             found = loss.value(reached) + penalty[0] + length * penalty[1] + length**2 * penalty[2]
             # The last term is what float32 can tell apart.
             worse = found > value + 1e-4 * length * slope + 1e-6 * value
             if not worse.any():
                 break
             length = torch.where(worse, length / 2 if attempt < HALVINGS - 1 else 0, length)
-        moved = problems.spread(length) * direction
-        parameters, logits, value = parameters + moved, reached, found
+        moved = _spread(length) * direction
+        parameters, logits, value, stuck = parameters + moved, reached, found, length == 0
         new = data.gradient(loss.residuals(logits)) + loss.penalty_gradient(parameters)
         steps.append((moved, new - gradient))
         gradient = new
-    return Fits(*data.unscaled(parameters), logits)
+    arrived[place] = parameters
+    return arrived
 
 
-def _inverse_hessian(
-    gradient: Tensor, steps: deque[tuple[Tensor, Tensor]], problems: Problems, principal: "_Principal"
-) -> Tensor:
+def _inverse_hessian(gradient: Tensor, steps: Pairs, curvature: "Curvature") -> Tensor:
     """Return the inverse Hessian times the gradient, as the last steps tell it (two-loop recursion)."""
     result = gradient
     factors = []
     for moved, turned in reversed(steps):
-        curvature = _dot(moved, turned, problems).clamp_min(1e-30)
-        factor = _dot(moved, result, problems) / curvature
-        result = result - problems.spread(factor) * turned
-        factors.append((curvature, factor))
-    result = principal.shorten(result)
+        bend = _dot(moved, turned).clamp_min(1e-30)
+        factor = _dot(moved, result) / bend
+        result = result - _spread(factor) * turned
+        factors.append((bend, factor))
+    result = curvature.solve(result)
     if steps:
         turned = steps[-1][1]
-        size = _dot(turned, principal.shorten(turned), problems).clamp_min(1e-30)
-        result = problems.spread(factors[0][0] / size) * result
-    for (moved, turned), (curvature, factor) in zip(steps, reversed(factors), strict=True):
-        back = _dot(turned, result, problems) / curvature
-        result = result + problems.spread(factor - back) * moved
+        size = _dot(turned, curvature.solve(turned)).clamp_min(1e-30)
+        result = _spread(factors[0][0] / size) * result
+    for (moved, turned), (bend, factor) in zip(steps, reversed(factors), strict=True):
+        back = _dot(turned, result) / bend
+        result = result + _spread(factor - back) * moved
     return result
 
 
-def _dot(left: Tensor, right: Tensor, problems: Problems) -> Tensor:
-    """Return each problem's scalar product, `[sites, problems]`."""
-    return problems.sums(torch.linalg.vecdot(left, right))
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Return each problem's scalar product, `[problems]`."""
+    return _inner(left.flatten(1), right.flatten(1))
 
 
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Return scalar products along the last dimension."""
+    found: Tensor = torch.linalg.vecdot(left, right)
+    return found
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Return a value per problem so that it multiplies the problem's columns."""
+    return values[:, None, None]
+
+
+def _times(columns: Tensor, rows: Tensor) -> Tensor:
+    """Return the products of columns and rows, `[problems, columns, n]`, by one matrix product."""
+    return (columns.flatten(0, 1) @ rows.mT).reshape(*columns.shape[:2], -1)
+
+
+@dataclass(frozen=True)
 class _Standardised:
-    """Rows standardised for each column by the mean and deviation of its training rows.
+    """Rows standardised for each problem by the mean and deviation of its training rows, `[problems, 1, width]`.
 
     The rows stay as they are: the scaling is put into the weights.
     """
 
-    def __init__(self, rows: Tensor, problems: Problems) -> None:
-        self.rows = rows
+    rows: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, problems: Problems) -> "_Standardised":
         share = (problems.masks / problems.masks.sum(1, keepdim=True)).to(rows)
-        self.columns = problems.spread(problems.mask_of).squeeze(-1)
         mean = share @ rows
         variance = share @ rows.square() - mean.square()
-        # A feature that doesn't vary says nothing: its weight is zero.
+        # A feature that doesn't vary among the training rows says nothing: its weight is zero.
         varies = variance > 1e-6 * mean.square() + 1e-12
         scale = torch.where(varies, variance.clamp_min(1e-12).rsqrt(), 0)
-        self.mean, self.scale = mean[:, self.columns], scale[:, self.columns]
+        return cls(rows, mean.unsqueeze(1), scale.unsqueeze(1))
+
+    def kept(self, which: Tensor) -> "_Standardised":
+        """Return it for some of the problems."""
+        return _Standardised(self.rows, self.mean[which], self.scale[which])
 
     def unscaled(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights and bias for the rows as they are; the last parameter of each column is its bias."""
+        """Return weights and bias for the rows as they are."""
         weights = parameters[..., :-1] * self.scale
-        return weights, parameters[..., -1] - torch.linalg.vecdot(weights, self.mean)
+        return weights, parameters[..., -1] - _inner(weights, self.mean)
 
     def logits(self, parameters: Tensor) -> Tensor:
-        """Return the logits, `[sites, columns, n]`."""
+        """Return the logits, `[problems, columns, n]`."""
         weights, bias = self.unscaled(parameters)
-        return weights @ self.rows.mT + bias.unsqueeze(-1)
+        return _times(weights, self.rows) + bias.unsqueeze(-1)
 
     def gradient(self, residuals: Tensor) -> Tensor:
         """Return the gradient by the parameters, given that by the logits."""
         total = residuals.sum(-1, keepdim=True)
-        return torch.cat([(residuals @ self.rows - total * self.mean) * self.scale, total], -1)
+        return torch.cat([(_times(residuals, self.rows.mT) - total * self.mean) * self.scale, total], -1)
 
 
-class _Principal:
-    """The directions in which standardised rows vary most, and how much more than in the others.
+class Curvature:
+    """How rows vary together, by which L-BFGS takes its first guess at how curved the losses are.
 
-    Along them the loss is the more curved, so L-BFGS starts from a Hessian that has them. Found by a randomised
-    singular value decomposition (Halko, Martinsson & Tropp 2011, SIAM Rev. 53:217-288).
+    At even odds a logistic loss is as curved as the rows vary, but for a factor: the bound of Böhning and Lindsay 1988
+    (Ann. Inst. Stat. Math. 40:641-663). With it, a few steps arrive. Problems on parts of the rows, or with other
+    penalties, share it: a guess changes how many steps there are, and not where they end.
+
+    Args:
+        rows: Features, `[n, width]`, of all rows that problems are made of.
+        c: The inverse of the penalty's strength.
     """
 
-    def __init__(self, rows: Tensor, ridge: float) -> None:
-        mean = rows.mean(1, keepdim=True)
-        scale = rows.std(1, keepdim=True, correction=0)
-        scale = torch.where(scale > 1e-3 * mean.abs() + 1e-6, 1 / scale, 0)
-        n, width = rows.shape[1:]
-        count = min(DIRECTIONS, n, width)
+    def __init__(self, rows: Tensor, c: float) -> None:
+        rows, _, _ = _standardise(rows)
+        n, width = rows.shape
+        # A little more than what the float32 sums below may be wrong by.
+        self._ridge = max(8 / (c * n), 1e-5 * width)
+        # With fewer rows than features, the inverse is that of the smaller matrix (Woodbury's identity).
+        self._rows = rows if n < width else None
+        products, ridge = (_gram(rows), n * self._ridge) if n < width else (_gram(rows.mT) / n, self._ridge)
+        products.diagonal().add_(ridge)
+        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(products))
 
-        def along(basis: Tensor) -> Tensor:
-            scaled = basis * scale
-            return scaled @ rows.mT - scaled @ mean.mT
-
-        def back(values: Tensor) -> Tensor:
-            return (values @ rows - values.sum(-1, keepdim=True) * mean) * scale
-
-        draw = torch.Generator().manual_seed(0)
-        basis = torch.randn(len(rows), count, width, generator=draw).to(rows)
-        for _ in range(2):
-            basis = torch.linalg.qr(back(along(basis)).mT).Q.mT
-        values = along(basis)
-        spread, turn = torch.linalg.eigh(values @ values.mT / n)
-        self.basis = turn.mT @ basis
-        # At even odds a logistic loss is a quarter as curved as the rows vary.
-        rest = (width - spread.sum(-1, keepdim=True)).clamp_min(0) / max(1, min(n, width) - count)
-        self.factor = ((rest / 4 + ridge) / (spread / 4 + ridge)).clamp_max(1).unsqueeze(1)
-
-    def shorten(self, parameters: Tensor) -> Tensor:
-        """Divide parameters by the Hessian's curvature, along the directions that are known."""
-        weights = parameters[..., :-1]
-        inside = weights @ self.basis.mT
-        return torch.cat([weights + (inside * (self.factor - 1)) @ self.basis, parameters[..., -1:]], -1)
+    def solve(self, parameters: Tensor) -> Tensor:
+        """Divide parameters, `[problems, columns, width + 1]`, by the curvature."""
+        weights = parameters[..., :-1].flatten(0, 1)
+        if self._rows is None:
+            weights = weights @ self._inverse
+        else:
+            weights = (weights - weights @ self._rows.mT @ self._inverse @ self._rows) / self._ridge
+        return torch.cat([weights.reshape(*parameters.shape[:2], -1), parameters[..., -1:]], -1)
 
 
+def _gram(rows: Tensor) -> Tensor:
+    """Return the scalar products of all pairs of rows, `[n, n]`; each pair of blocks is multiplied once."""
+    products = rows.new_empty(len(rows), len(rows))
+    for start in range(0, len(rows), GRAM_BLOCK):
+        stop = start + GRAM_BLOCK
+        block = rows[start:stop] @ rows[start:].mT
+        products[start:stop, start:], products[start:, start:stop] = block, block.mT
+    return products
+
+
+@dataclass(frozen=True)
 class _Loss:
-    """The mean loss of each problem's training rows, with its penalty and their derivatives."""
+    """The mean loss of each problem's training rows, with its penalty and their derivatives.
 
-    def __init__(self, rows: Tensor, problems: Problems) -> None:
-        count = len(problems.multinomial)
-        weight = (problems.masks / problems.masks.sum(1, keepdim=True)).to(rows)[problems.mask_of]
-        self.problems = problems
-        self.weight_several, self.weight_single = weight[:count], weight[count:]
-        self.targets = one_hot(problems.multinomial, problems.classes).to(rows).movedim(-1, 1)
-        self.signs = (2 * problems.binary - 1).to(rows)
-        self.ridge = (1 / (problems.c * problems.masks.sum(1)))[problems.mask_of].to(rows)
+    Two classes have one logit, that of the second against the first, whose own is always 0.
+    """
+
+    weight: Tensor
+    targets: Tensor
+    ridge: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, problems: Problems) -> "_Loss":
+        size = problems.masks.sum(1)
+        targets = one_hot(problems.labels, problems.classes).to(rows).movedim(-1, 1)
+        return cls((problems.masks / size[:, None]).to(rows), targets, (1 / (problems.c * size)).to(rows))
+
+    def kept(self, which: Tensor) -> "_Loss":
+        """Return it for some of the problems."""
+        return _Loss(self.weight[which], self.targets[which], self.ridge[which])
+
+    def _all(self, logits: Tensor) -> Tensor:
+        """Return the logits of all classes, given those of all columns."""
+        return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
 
     def value(self, logits: Tensor) -> Tensor:
-        """Return each problem's loss, `[sites, problems]`."""
-        several, single = self.problems.split(logits)
-        losses = several.logsumexp(2) - (several * self.targets).sum(2)
-        first = torch.linalg.vecdot(losses, self.weight_several)
-        return torch.cat([first, torch.linalg.vecdot(softplus(-self.signs * single), self.weight_single)], 1)
+        """Return each problem's loss, `[problems]`."""
+        logits = self._all(logits)
+        return _inner(logits.logsumexp(1) - (logits * self.targets).sum(1), self.weight)
 
     def residuals(self, logits: Tensor) -> Tensor:
         """Return the loss's gradient by the logits."""
-        several, single = self.problems.split(logits)
-        first = (several.softmax(2) - self.targets) * self.weight_several.unsqueeze(1)
-        second = -self.signs * torch.sigmoid(-self.signs * single) * self.weight_single
-        return torch.cat([first.flatten(1, 2), second], 1)
+        residuals = (self._all(logits).softmax(1) - self.targets) * self.weight.unsqueeze(1)
+        return residuals[:, -logits.shape[1] :]
 
     def curvature(self, logits: Tensor, change: Tensor) -> Tensor:
-        """Return the loss's second derivative along a change of the logits, `[sites, problems]`."""
-        several, single = self.problems.split(logits)
-        change_several, change_single = self.problems.split(change)
-        shares, p = several.softmax(2), single.sigmoid()
-        variance = (shares * change_several.square()).sum(2) - (shares * change_several).sum(2).square()
-        first = torch.linalg.vecdot(variance, self.weight_several)
-        return torch.cat([first, torch.linalg.vecdot(p * (1 - p) * change_single.square(), self.weight_single)], 1)
+        """Return the loss's second derivative along a change of the logits, `[problems]`."""
+        shares, change = self._all(logits).softmax(1), self._all(change)
+        variance = (shares * change.square()).sum(1) - (shares * change).sum(1).square()
+        return _inner(variance, self.weight)
 
     def penalty(self, parameters: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the penalty along a direction as a polynomial of the length: constant, linear and square term."""
         here, there = parameters[..., :-1], direction[..., :-1]
         pairs = ((here, here, 0.5), (here, there, 1.0), (there, there, 0.5))
-        constant, linear, square = (factor * self.ridge * _dot(a, b, self.problems) for a, b, factor in pairs)
+        constant, linear, square = (factor * self.ridge * _dot(a, b) for a, b, factor in pairs)
         return constant, linear, square
 
     def penalty_gradient(self, parameters: Tensor) -> Tensor:
         """Return the penalty's gradient; the bias has none."""
-        gradient = parameters * self.problems.spread(self.ridge)
+        gradient = parameters * _spread(self.ridge)
         gradient[..., -1] = 0
         return gradient

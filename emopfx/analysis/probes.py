@@ -1,236 +1,180 @@
 """Linear probes of every layer and hook point: where in the network a variant, or a right answer, can be read off."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from emopfx.analysis import activations, features, vectors
-from emopfx.analysis.activations import Activations, Site
-from emopfx.analysis.answers import Answer, Answers
-from emopfx.analysis.crossvalidation import Held, Task, cross_validate
-from emopfx.analysis.features import Feature
+from emopfx.analysis import features, vectors
+from emopfx.analysis.activation_file import Floats, Site
+from emopfx.analysis.activations import Activations
+from emopfx.analysis.answers import Answer
+from emopfx.analysis.captured import Captured
+from emopfx.analysis.crossvalidation import Held, assign_folds, cross_validate, curvature_of
+from emopfx.analysis.design import SEED
+from emopfx.analysis.features import FeatureName
 from emopfx.analysis.parts import Part
 from emopfx.analysis.projections import Direction, write_projections
-from emopfx.analysis.schema import Probe, Probes, ProbeTask, Skipped
+from emopfx.analysis.schema import Probe, Probes, ProbeTask, Sections, Skipped
+from emopfx.analysis.tasks import CORRECT, centre, correct_task, variant_tasks
 from emopfx.config import Probes as Settings
-from emopfx.hashing import Json
-from emopfx.progress import Progress, say
+from emopfx.progress import Progress
 from emopfx.record import Record
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-
-CONTROL = "control"
-CORRECT = "correct"
-SEED = 20260419
-# Features of so many places are in memory at once, in bytes.
-BATCH_BYTES = 1 << 29
+Key = tuple[FeatureName, str]
 
 
-def part(record: Record, answers: Answers, source: activations.Source) -> Part | None:
-    """Return the part of the analysis that probes activations, None if none were captured."""
+def part(record: Record, captured: Captured) -> Part:
+    """Return the part of the analysis that probes activations."""
     settings = Settings.model_validate(record.content["config"]["analysis"]["probes"])
-    captured = [answer for answer in answers.finished if answer.breadcrumb]
-    if not captured:
-        say("analyze: there are no activations to probe")
-        return None
-    inputs: Json = {
-        "answers": answers.digest(),
-        "settings": settings.model_dump(),
-        "here": activations.having(source, captured),
-    }
     about = {"experiment": record.layout.name, "config_hash": record.hash, "model": record.content["config"]["model"]}
-    return Part("probes", inputs, lambda folder: probe(source, captured, settings, folder, about))
+
+    def compute(folder: Path) -> Sections:
+        found = probe(captured.opened, captured.answers, captured.baseline, settings, folder, about)
+        return Sections(probes=found, activations=captured.files())
+
+    return Part("probes", {"captured": captured.identity, "settings": settings.model_dump()}, compute)
 
 
 def probe(
-    source: activations.Source, answers: list[Answer], settings: Settings, folder: Path, about: dict[str, Any]
+    opened: Activations, answers: list[Answer], base: str, settings: Settings, folder: Path, about: dict[str, Any]
 ) -> Probes:
     """Probe every place, and write the directions found to `vectors/` and tokens' projections on the best ones.
 
+    Only one place's features are in memory at a time.
+
     Args:
-        source: Where the activations are.
-        answers: Answers that have activations.
+        opened: The activations.
+        answers: The answers they belong to.
+        base: The variant that the others are told from.
         settings: How to probe.
         folder: Gets the files.
         about: Provenance, for the metadata of the files.
     """
     by_key = {answer.key: answer for answer in answers}
-    opened = activations.open_answers(source, answers)
-    findings = _Findings(settings)
+    findings = _Findings(settings, base)
     having = {name: keys for name, keys in features.available(opened).items() if name in settings.features}
     for feature, keys in having.items():
         if not keys:
-            findings.skip("all", feature, "the tokens that it needs were not captured")
+            findings.skip("all", feature, "the tokens that it needs were not captured, or can't be read")
     having = {name: keys for name, keys in having.items() if keys}
     with Progress("probes", len(opened.sites)) as progress:
-        for sites in _batches(opened, having):
-            read = []
-            for site in sites:
-                read.append(features.read(opened, site, having))
-                progress.advance()
-            for feature, keys in having.items():
-                rows = np.stack([found[feature] for found in read])
-                whole = np.flatnonzero(~np.isnan(rows).any(axis=(0, 2)))
-                panel = [by_key[keys[row]] for row in whole]
-                findings.add(sites, feature, panel, rows[:, whole])
+        for site in opened.sites if having else []:
+            for feature, rows in features.read(opened, site, having).items():
+                whole = np.flatnonzero(~np.isnan(rows).any(axis=1))
+                findings.add(site, feature, [by_key[having[feature][row]] for row in whole], rows[whole])
+            progress.advance()
     findings.save(folder / "vectors", about)
-    projections = write_projections(folder / "projections.jsonl", opened, findings.best())
     return Probes(
         folds=settings.folds,
         c=settings.c,
         tasks=list(findings.tasks.values()),
         skipped=findings.skipped,
-        unreadable=opened.problems,
-        projections=projections,
+        projections=write_projections(folder / "projections.jsonl", opened, findings.best()),
     )
-
-
-def _batches(opened: Activations, having: dict[Feature, list[str]]) -> Iterator[list[Site]]:
-    """Yield sites of one width, as many at a time as there is memory for."""
-    samples = sum(len(keys) for keys in having.values())
-    for width, same in groupby(opened.sites, key=opened.width):
-        sites, size = list(same), max(1, BATCH_BYTES // (4 * width * max(1, samples)))
-        yield from (sites[start : start + size] for start in range(0, len(sites), size))
-
-
-def variant_tasks(variants: list[str], question: Ints) -> list[Task]:
-    """Return the tasks of telling variants apart: all of them, and each from control."""
-    names, own = list(dict.fromkeys(variants)), np.array(variants)
-    tasks = []
-    if len(names) > 2:
-        tasks.append(Task("variant", tuple(names), np.array([names.index(variant) for variant in variants])))
-    for name in names if CONTROL in names else []:
-        if name != CONTROL:
-            labels = np.select([own == name, own == CONTROL], [1, 0], -1)
-            tasks.append(Task(f"{name} vs {CONTROL}", (CONTROL, name), labels))
-    return [Task(task.name, task.classes, _differing(task.labels, question)) for task in tasks]
-
-
-def correct_task(correct: list[bool], question: Ints) -> Task:
-    """Return the task of telling right answers from wrong ones to the same question."""
-    return Task(CORRECT, ("wrong", "right"), _differing(np.array(correct, np.int64), question))
-
-
-def _differing(labels: Ints, question: Ints) -> Ints:
-    """Leave out the rows of questions that have one class only: they say nothing about a difference."""
-    seen = [set(labels[(question == code) & (labels >= 0)]) for code in range(question.max() + 1)]
-    differ = np.array([len(classes) > 1 for classes in seen])
-    return np.where(differ[question], labels, -1)
-
-
-def centre(rows: Floats, question: Ints) -> Floats:
-    """Subtract each question's mean from its rows, `[sites, n, width]`, so that only differences within it remain."""
-    order = np.argsort(question, kind="stable")
-    starts = np.flatnonzero(np.diff(question[order], prepend=-1))
-    counts = np.diff(starts, append=len(order))
-    means = np.add.reduceat(rows[:, order], starts, axis=1) / counts[:, None]
-    centred = np.empty_like(rows)
-    centred[:, order] = rows[:, order] - np.repeat(means, counts, axis=1)
-    return centred
 
 
 @dataclass
 class _Findings:
-    """What is found batch by batch: scores for the report, directions for the files."""
+    """What is found place by place: scores for the report, directions for the files."""
 
     settings: Settings
-    tasks: dict[tuple[Feature, str], ProbeTask] = field(default_factory=dict)
+    base: str
+    tasks: dict[Key, ProbeTask] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
-    directions: dict[tuple[Feature, str], dict[Site, Floats]] = field(default_factory=lambda: defaultdict(dict))
-    biases: dict[tuple[Feature, str], dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    directions: dict[Key, dict[Site, Floats]] = field(default_factory=lambda: defaultdict(dict))
+    about: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    biases: dict[Key, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
 
-    def skip(self, task: str, feature: Feature, reason: str) -> None:
+    def skip(self, task: str, feature: FeatureName, reason: str) -> None:
         entry = Skipped(name=task, feature=feature, reason=reason)
         if entry not in self.skipped:
             self.skipped.append(entry)
 
-    def add(self, sites: list[Site], feature: Feature, panel: list[Answer], rows: Floats) -> None:
-        """Probe one feature, `[sites, answers, width]`, at some sites."""
+    def add(self, site: Site, feature: FeatureName, panel: list[Answer], rows: Floats) -> None:
+        """Probe one feature, `[answers, width]`, at a place."""
         question = np.unique([answer.question for answer in panel], return_inverse=True)[1]
-        tasks = variant_tasks([answer.variant for answer in panel], question)
-        correct = correct_task([answer.correct for answer in panel], question)
-        for task in self._possible([*tasks, correct], feature, question):
-            used = task.labels >= 0
-            own, codes = rows[:, used], np.unique(question[used], return_inverse=True)[1]
-            restricted = Task(task.name, task.classes, task.labels[used])
-            self._probe(sites, feature, centre(own, codes) if task is correct else own, codes, restricted)
+        variant = np.unique([answer.variant for answer in panel], return_inverse=True)[1]
+        tasks = variant_tasks([answer.variant for answer in panel], self.base, question)
+        curvature = curvature_of(rows, self.settings.c)
+        for task in [*tasks, correct_task([answer.correct for answer in panel], question)]:
+            own, codes = rows[task.rows], np.unique(question[task.rows], return_inverse=True)[1]
+            questions = len(np.unique(codes))
+            # Where a variant's mean is taken out of each fold, a fold of one question would have nothing left.
+            least = 2 if task.name == CORRECT else 1
+            if questions < 2 * least:
+                number = {2: "two", 4: "four"}[2 * least]
+                reason = f"fewer than {number} questions have answers of {_either(task.classes)}"
+                self.skip(task.name, feature, reason)
+                continue
+            fold = assign_folds(codes, min(self.settings.folds, questions // least), SEED)
+            if task.name == CORRECT:
+                own = centre(own, codes, variant[task.rows], fold)
+            held = cross_validate(own, codes, fold, task, self.settings.c, SEED, curvature)
+            self._keep(site, feature, own, held)
 
-    def _possible(self, tasks: list[Task], feature: Feature, question: Ints) -> list[Task]:
-        possible = []
-        for task in tasks:
-            if len(np.unique(question[task.labels >= 0])) >= 2:
-                possible.append(task)
-            else:
-                self.skip(task.name, feature, f"fewer than two questions have answers of {_either(task.classes)}")
-        return possible
-
-    def _probe(self, sites: list[Site], feature: Feature, rows: Floats, question: Ints, task: Task) -> None:
-        (held,) = cross_validate(rows, question, [task], self.settings.folds, self.settings.c, SEED)
-        entry = self.tasks.setdefault(
-            (feature, task.name),
-            ProbeTask(
-                name=task.name,
-                feature=feature,
-                classes=list(task.classes),
-                samples=len(task.labels),
-                questions=len(np.unique(question)),
-                majority=held.majority(),
-                probes=[],
-            ),
-        )
-        entry.probes += [_probe(held, index, site) for index, site in enumerate(sites)]
-        self._keep(sites, feature, rows, held)
-
-    def _keep(self, sites: list[Site], feature: Feature, rows: Floats, held: Held) -> None:
-        """Keep the directions of one task: weights, and for two classes the difference of their means."""
+    def _keep(self, site: Site, feature: FeatureName, rows: Floats, held: Held) -> None:
+        """Keep scores and directions of one task: weights, and for two classes the difference of their means."""
         task = held.task
+        entry = ProbeTask(
+            name=task.name,
+            feature=feature,
+            classes=list(task.classes),
+            samples=len(task.labels),
+            questions=len(np.unique(held.question)),
+            majority=held.majority(),
+            probes=[],
+        )
+        self.tasks.setdefault((feature, task.name), entry).probes.append(_probe(held, site))
         stem = task.name.replace(" ", "-")
         names = [stem] if len(task.classes) == 2 else [f"{stem}-{name}" for name in task.classes]
-        for index, site in enumerate(sites):
-            for number, name in enumerate(names):
-                self.directions[feature, f"{name}-probe"][site] = held.weights[index, number]
-                self.biases[feature, f"{name}-probe"][site.name] = float(held.bias[index, number])
-            if len(task.classes) == 2:
-                means = [rows[index, task.labels == label].mean(axis=0) for label in (0, 1)]
-                self.directions[feature, f"{stem}-mean"][site] = means[1] - means[0]
+        about = {"task": task.name, "feature": feature, "classes": list(task.classes)}
+        for number, name in enumerate(names):
+            key = feature, f"{name}-probe"
+            self.directions[key][site] = held.weights[number]
+            self.biases[key][site.name] = float(held.bias[number])
+            towards = task.classes[1] if len(task.classes) == 2 else task.classes[number]
+            self.about[key] = {
+                **about,
+                "what": f"weights of a probe, in logits of {towards} per unit of activation",
+                "bias": self.biases[key],
+            }
+        if len(task.classes) == 2:
+            key = feature, f"{stem}-mean"
+            means = [rows[task.labels == label].mean(axis=0) for label in (0, 1)]
+            self.directions[key][site] = means[1] - means[0]
+            what = f"mean of {task.classes[1]} less mean of {task.classes[0]}, in units of activation"
+            self.about[key] = {**about, "what": what}
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write every direction, a file for each feature, task and kind."""
-        for (feature, name), own in self.directions.items():
-            probed = name.endswith("-probe")
-            kind = "logits per unit of activation" if probed else "difference of class means, in units of activation"
-            more = {"bias": self.biases[feature, name]} if probed else {}
-            vectors.save(folder / feature / f"{name}.safetensors", own, {**about, "what": kind, **more})
+        for key, own in self.directions.items():
+            feature, name = key
+            vectors.save(folder / feature / f"{name}.safetensors", own, {**about, **self.about[key]})
 
     def best(self) -> dict[str, Direction]:
-        """Return the probes that tell two classes apart best, the best place of up to three tasks."""
+        """Return, for each task of two classes, the probe that tells them apart best."""
         found: dict[str, tuple[float, Direction]] = {}
         for (feature, name), task in self.tasks.items():
-            if len(task.classes) > 2 or name == CORRECT:
+            if len(task.classes) > 2:
                 continue
             top = max(task.probes, key=lambda probe: probe.auc.value)
             site, stem = Site(top.layer, top.hook_point), name.replace(" ", "-")
-            direction = Direction(site, self.directions[feature, f"{stem}-probe"][site])
             if name not in found or top.auc.value > found[name][0]:
-                found[name] = (top.auc.value, direction)
-        ranked = sorted(found.items(), key=lambda item: -item[1][0])[:3]
+                found[name] = (top.auc.value, Direction(site, self.directions[feature, f"{stem}-probe"][site]))
+        ranked = sorted(found.items(), key=lambda item: -item[1][0])
         return {f"{name} at {direction.site.name}": direction for name, (_, direction) in ranked}
 
 
-def _probe(held: Held, index: int, site: Site) -> Probe:
-    accuracy, shuffled = held.accuracy(index), held.accuracy(index, shuffled=True)
+def _probe(held: Held, site: Site) -> Probe:
+    accuracy, shuffled = held.accuracy(), held.accuracy(shuffled=True)
     return Probe(
         layer=site.layer,
         hook_point=site.hook_point,
         accuracy=accuracy,
-        auc=held.auc(index),
+        auc=held.auc(),
         shuffled=shuffled,
         selectivity=accuracy.value - shuffled.value,
     )

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from importlib import resources
@@ -16,52 +17,66 @@ from emopfx.progress import Progress, say
 TEMPLATE = resources.files("emopfx.analysis") / "page"
 SCRIPTS = ("drawing.js", "charts.js", "answers.js", "page.js")
 PROJECTIONS = "probes/projections.jsonl"
-# Base64 makes a third more of it, and a page stays under 20 MB.
-MOST_BYTES = 14_000_000
+MOST_BYTES = 20_000_000
+# What the numbers of questions that are not known beforehand may take up.
+SLACK = 100
+# What is behind the last question.
+END_BYTES = 64
 SEPARATOR = "\x1f"
 
 
 def write(report: Report, answers: Answers, layout: Layout) -> None:
     """Write the page of a report, with the texts of as many questions as there is room for."""
-    packed, questions = _pack(answers, layout)
-    if questions["shown"] < questions["all"]:
-        say(f"analyze: report.html has room for the answers to {questions['shown']} of {questions['all']} questions")
-    data = {**report.model_dump(mode="json"), "questions": questions}
     parts = {
         "title": report.experiment,
         "style": _template("page.css"),
-        # Nothing in it may look like the end of the script element.
-        "report": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
-        "answers": base64.b64encode(packed).decode(),
         "script": "\n".join(_template(name) for name in SCRIPTS),
+        "report": _embedded(report, {}),
+        "answers": "",
     }
-    page = _template("page.html")
-    for name, text in parts.items():
-        before, after = page.split(f"@{name}@")
-        page = before + text + after
-    write_text(layout.report("html"), page)
+    # Base64 makes four bytes of three.
+    room = (MOST_BYTES - SLACK - len(_filled(parts).encode())) // 4 * 3
+    packed, questions = _pack(report, answers, layout, room)
+    if questions["shown"] < questions["all"]:
+        say(f"analyze: report.html has room for the answers to {questions['shown']} of {questions['all']} questions")
+    parts |= {"report": _embedded(report, questions), "answers": base64.b64encode(packed).decode()}
+    write_text(layout.report("html"), _filled(parts))
 
 
 def _template(name: str) -> str:
     return (TEMPLATE / name).read_text(encoding="utf-8")
 
 
-def _pack(answers: Answers, layout: Layout) -> tuple[bytes, dict[str, int]]:
+def _filled(parts: dict[str, str]) -> str:
+    """Return the page with its parts in their places, in one pass: a part may hold what looks like another's place."""
+    return re.sub(f"@({'|'.join(parts)})@", lambda match: parts[match[1]], _template("page.html"))
+
+
+def _embedded(report: Report, questions: dict[str, int]) -> str:
+    """Return a report as JSON in which nothing looks like the end of the script element."""
+    data = {**report.model_dump(mode="json"), "questions": questions}
+    return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def _pack(report: Report, answers: Answers, layout: Layout, room: int) -> tuple[bytes, dict[str, int]]:
     """Return questions with their answers, a JSON object a line, as zlib; and how many there are, and in all."""
     by_question: dict[str, list[Answer]] = {}
     for answer in answers.finished:
         by_question.setdefault(answer.question, []).append(answer)
     compressor = zlib.compressobj()
     packed, shown = bytearray(), 0
-    projections = _Projections(layout.artifacts / PROJECTIONS)
+    projections = _Projections(layout.artifacts / PROJECTIONS if report.probes and report.probes.projections else None)
     with Progress("report.html", len(by_question)) as progress:
         for own in by_question.values():
             line = json.dumps(_question(own, layout, projections), ensure_ascii=False) + "\n"
-            packed += compressor.compress(line.encode()) + compressor.flush(zlib.Z_SYNC_FLUSH)
+            before = compressor.copy()
+            more = compressor.compress(line.encode()) + compressor.flush(zlib.Z_SYNC_FLUSH)
+            if len(packed) + len(more) + END_BYTES > room:
+                compressor = before
+                break
+            packed += more
             shown += 1
             progress.update(shown)
-            if len(packed) > MOST_BYTES:
-                break
     packed += compressor.flush()
     return bytes(packed), {"shown": shown, "all": len(by_question)}
 
@@ -100,15 +115,15 @@ class _Projections:
     """Tokens and their projections, which lie in a file in another order than they are asked for.
 
     Args:
-        path: The file, which need not be there (see `schema.Probes.projections`).
+        path: The file, None if there is none (see `schema.Probes.projections`).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._starts = dict(self._lines()) if path.exists() else {}
+        self._starts = dict(self._lines(path)) if path else {}
 
-    def _lines(self) -> Iterator[tuple[str, int]]:
-        with self._path.open("rb") as file:
+    def _lines(self, path: Path) -> Iterator[tuple[str, int]]:
+        with path.open("rb") as file:
             start = 0
             for line in file:
                 yield json.loads(line)["key"], start
@@ -116,7 +131,7 @@ class _Projections:
 
     def of(self, key: str) -> dict[str, Any]:
         """Return a sample's tokens as one string, and a letter per token for each probe: M is 0, A is -3, Y is +3."""
-        if key not in self._starts:
+        if self._path is None or key not in self._starts:
             return {}
         with self._path.open("rb") as file:
             file.seek(self._starts[key])

@@ -2,8 +2,7 @@
 
 import json
 import math
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emopfx.layout import write_json
+from emopfx.layout import commit, write_json
 
 # As in the paper: the weight of the dead features' loss, and the learning rate at a width of 2^14.
 DEAD_WEIGHT = 1 / 32
 RATE, RATE_WIDTH = 2e-4, 2**14
 # Features that were not active for this share of all training tokens count as dead.
 DEAD_SHARE = 0.05
+# Rows of one step, at least; up to twice as many.
+BATCH = 2048
 # The version of SAELens whose format this is; it takes files without one for older.
 FORMAT = "6.0.0"
 
@@ -62,49 +63,55 @@ def _largest(values: Tensor, k: int) -> Tensor:
     return torch.zeros_like(values).scatter(-1, top.indices, top.values.relu())
 
 
-def train(batches: Iterable[Tensor], width: int, k: int, tokens: int, seed: int) -> TopKSae:
+def train(pools: Iterable[Tensor], width: int, k: int, tokens: int, seed: int) -> TopKSae:
     """Train on rows as they come.
 
-    Rows are scaled to a mean square of 1 while training; the scale is put into the biases afterwards. Dead features
-    learn what the others leave over (the paper's AuxK loss).
+    Rows are scaled to a mean square of 1 while training, as the first pool has it; the scale is put into the biases
+    afterwards. Dead features learn what the others leave over (the paper's AuxK loss).
 
     Args:
-        batches: Rows `[n, inputs]`, at least once as many as there are tokens to train on.
+        pools: Mixed rows `[n, inputs]`, in all at least as many as there are tokens to train on.
         width: Number of features.
         k: How many of them are active at once.
         tokens: How many rows to train on.
         seed: Of the first weights.
 
     Returns:
-        An autoencoder of the rows as they are.
+        An autoencoder of the rows as they are, on the device that trained it.
     """
-    source = iter(batches)
-    first = next(source)
+    source = iter(pools)
+    pool = next(source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scale = float(first.square().mean().sqrt()) or 1.0
-    sae = TopKSae(first.shape[1], width, k, seed).to(device)
-    sae.b_dec.data.copy_(first.mean(0) / scale)
+    scale = float(pool.square().mean().sqrt()) or 1.0
+    centre = pool.mean(0)
+    spread = float((pool - centre).square().mean()) / scale**2 or 1.0
+    sae = TopKSae(pool.shape[1], width, k, seed).to(device)
+    sae.b_dec.data.copy_(centre / scale)
     optimizer = torch.optim.Adam(sae.parameters(), lr=RATE * math.sqrt(RATE_WIDTH / width), eps=6.25e-10)
-    idle, seen, batch = torch.zeros(width, device=device), 0, first
+    idle, seen = torch.zeros(width, device=device), 0
     while True:
-        rows = batch.to(device) / scale
-        features = _step(sae, rows, optimizer, idle > DEAD_SHARE * tokens)
-        idle = torch.where((features > 0).any(0), 0, idle + len(rows))
-        seen += len(rows)
-        if seen >= tokens:
-            break
-        batch = next(source)
-    sae.b_enc.data *= scale
-    sae.b_dec.data *= scale
-    return sae.cpu()
+        for batch in batches(pool):
+            features = _step(sae, batch.to(device) / scale, spread, optimizer, idle > DEAD_SHARE * tokens)
+            idle = torch.where((features > 0).any(0), 0, idle + len(batch))
+            seen += len(batch)
+            if seen >= tokens:
+                sae.b_enc.data *= scale
+                sae.b_dec.data *= scale
+                return sae
+        pool = next(source)
 
 
-def _step(sae: TopKSae, rows: Tensor, optimizer: torch.optim.Optimizer, dead: Tensor) -> Tensor:
-    """Take one step of training, and return the features of the rows."""
+def batches(pool: Tensor) -> Sequence[Tensor]:
+    """Split rows into batches of like size: a small rest would move the weights as far as a whole batch."""
+    found: Sequence[Tensor] = pool.tensor_split(max(1, len(pool) // BATCH))
+    return found
+
+
+def _step(sae: TopKSae, rows: Tensor, spread: float, optimizer: torch.optim.Optimizer, dead: Tensor) -> Tensor:
+    """Take one step of training, and return the features of the rows; errors are in units of the rows' variance."""
     before = sae.before(rows)
     features = _largest(before, sae.k)
     error = rows - sae.decode(features)
-    spread = (rows - rows.mean(0)).square().mean().clamp_min(1e-12)
     loss = error.square().mean() / spread
     count = min(int(dead.sum()), max(1, rows.shape[1] // 2))
     if count:
@@ -131,11 +138,9 @@ def save(sae: TopKSae, folder: Path, hook_name: str, about: dict[str, Any]) -> N
     folder.mkdir(parents=True, exist_ok=True)
     weights = {"W_enc": sae.encoder, "b_enc": sae.b_enc, "W_dec": sae.decoder, "b_dec": sae.b_dec}
     temporary = folder / ".sae_weights.safetensors.tmp"
-    save_file({name: value.data.contiguous() for name, value in weights.items()}, temporary)
+    save_file({name: value.data.cpu().contiguous() for name, value in weights.items()}, temporary)
     temporary.chmod(0o644)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(folder / "sae_weights.safetensors")
+    commit(temporary, folder / "sae_weights.safetensors")
     config = {
         "architecture": "topk",
         "d_in": sae.decoder.shape[1],

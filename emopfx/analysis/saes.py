@@ -13,110 +13,129 @@ from scipy import stats
 from torch import Tensor
 
 from emopfx.analysis import sae as topk
-from emopfx.analysis.activations import Activations, Site, Source, having, open_answers
-from emopfx.analysis.answers import Answer, Answers
+from emopfx.analysis.activation_file import Site
+from emopfx.analysis.activations import Activations
+from emopfx.analysis.answers import Answer
+from emopfx.analysis.captured import Captured
+from emopfx.analysis.design import SEED
 from emopfx.analysis.inference import CONFIDENCE
 from emopfx.analysis.parts import Part
 from emopfx.analysis.sae import TopKSae
-from emopfx.analysis.schema import Estimate, Feature, Sae, Saes
+from emopfx.analysis.schema import Estimate, Sae, SaeFeature, Saes, Sections
 from emopfx.config import Sae as Settings
 from emopfx.errors import InputError
-from emopfx.hashing import Json
-from emopfx.progress import Progress, say
+from emopfx.progress import Progress
 from emopfx.record import Record
 
 Floats = npt.NDArray[np.float64]
 
-CONTROL = "control"
-SEED = 20260419
-BATCH_TOKENS = 2048
 # Rows of this many bytes are mixed with each other.
 POOL_BYTES = 1 << 28
+# Features of this many bytes are in memory at once.
+CHUNK_BYTES = 1 << 26
 HELD_OUT = 0.1
 # A difference that is zero for almost all questions has no t distribution.
 LEAST_QUESTIONS = 5
 SHOWN_FEATURES = 20
 
 
-def part(record: Record, answers: Answers, source: Source) -> Part | None:
-    """Return the part of the analysis that trains autoencoders, None if no activations were captured."""
-    settings = Settings.model_validate(record.content["config"]["analysis"]["sae"])
-    captured = [answer for answer in answers.finished if answer.breadcrumb]
-    if not captured:
-        say("analyze: there are no activations for an SAE")
-        return None
-    inputs: Json = {"answers": answers.digest(), "settings": settings.model_dump(), "here": having(source, captured)}
-    about = {"model_name": record.content["config"]["model"]["name"], "experiment": record.layout.name}
-    return Part("sae", inputs, lambda folder: train_all(source, captured, settings, folder, about))
+def parts(record: Record, captured: Captured) -> Iterator[Part]:
+    """Yield a part of the analysis for each chosen place: an autoencoder, and what differs in it."""
+    config = record.content["config"]
+    settings = Settings.model_validate(config["analysis"]["sae"])
+    about = {"model_name": config["model"]["name"], "experiment": record.layout.name}
+    training = settings.model_dump(exclude={"layers", "hook_points"})
+    layers = record.content["model"]["num_layers"]
+    for site in chosen(settings, config["capture"]["hook_points"], layers):
+
+        def compute(folder: Path, site: Site = site) -> Sections:
+            found = train_one(captured.opened, captured.answers, captured.baseline, site, settings, folder, about)
+            return Sections(sae=found, activations=captured.files())
+
+        yield Part(f"sae/{site.name}", {"captured": captured.identity, "training": training}, compute)
 
 
-def train_all(source: Source, answers: list[Answer], settings: Settings, folder: Path, about: dict[str, Any]) -> Saes:
-    """Train an autoencoder for each chosen place, save it under its name, and compare variants in it.
+def chosen(settings: Settings, captured: list[str], num_layers: int) -> list[Site]:
+    """Return the places that the settings name, given the hook points that are captured and the number of layers."""
+    layers = dict.fromkeys(layer % num_layers for layer in settings.layers)
+    return [Site(layer, hook_point) for layer in layers for hook_point in settings.hook_points or captured]
+
+
+def train_one(
+    opened: Activations,
+    answers: list[Answer],
+    base: str,
+    site: Site,
+    settings: Settings,
+    folder: Path,
+    about: dict[str, Any],
+) -> Saes:
+    """Train an autoencoder of a place, save it, and compare variants in it; say why if that can't be done.
 
     Args:
-        source: Where the activations are.
-        answers: Answers that have activations.
-        settings: Which places, and how to train.
-        folder: Gets a folder per place.
-        about: Provenance, for the metadata of the files.
-
-    Raises:
-        InputError: If a chosen place was not captured.
+        opened: The activations.
+        answers: The answers they belong to.
+        base: The variant that the others are compared with.
+        site: The place.
+        settings: How to train.
+        folder: Gets the files.
+        about: Provenance, for their metadata.
     """
-    opened = open_answers(source, answers)
-    sites = _chosen(opened, settings)
-    draw = np.random.default_rng(SEED)
-    questions = sorted({answer.question for answer in answers})
-    held = set(draw.permutation(questions)[: max(1, int(HELD_OUT * len(questions)))].tolist())
-    trained_on = [answer.key for answer in answers if answer.question not in held]
-    found = []
-    with Progress("sae", len(sites)) as progress:
-        for site in sites:
-            batches = _batches(opened, site, trained_on, draw)
-            width = settings.expansion * opened.width(site)
-            sae = topk.train(batches, width, settings.k, settings.tokens, SEED)
-            topk.save(sae, folder / site.name, site.name, about)
-            found.append(_describe(sae, opened, site, answers, held, settings.tokens))
-            progress.advance()
-    return Saes(saes=found)
+    try:
+        held = _held_out(opened, answers, site)
+        keys = [answer.key for answer in answers if answer.question not in held]
+        sae = _train(opened, site, keys, settings)
+    except InputError as error:
+        return Saes(baseline=base, saes=[], skipped=[f"{site.name}: {error}"])
+    topk.save(sae, folder, site.name, about)
+    return Saes(baseline=base, saes=[_describe(sae, opened, site, answers, held, base, settings.tokens)], skipped=[])
 
 
-def _chosen(opened: Activations, settings: Settings) -> list[Site]:
-    captured = set(opened.sites)
-    hook_points = settings.hook_points or sorted({site.hook_point for site in captured})
-    chosen = [Site(layer, hook_point) for layer in settings.layers for hook_point in hook_points]
-    if lacking := [site.name for site in chosen if site not in captured]:
-        raise InputError(f"analysis.sae: {lacking[0]} was not captured")
-    return chosen
+def _held_out(opened: Activations, answers: list[Answer], site: Site) -> set[str]:
+    """Return the questions that an autoencoder is not trained on."""
+    if site not in opened.table:
+        raise InputError("it was not captured, or can't be read")
+    readable = set(opened.keys)
+    questions = sorted({answer.question for answer in answers if answer.key in readable})
+    if len(questions) < 2:
+        raise InputError("fewer than two questions have activations")
+    drawn = np.random.default_rng(SEED).permutation(questions)
+    return set(drawn[: max(1, int(HELD_OUT * len(questions)))].tolist())
 
 
-def _batches(opened: Activations, site: Site, keys: list[str], draw: np.random.Generator) -> Iterator[Tensor]:
-    """Yield batches of tokens' rows without end, mixed over samples."""
-    room = max(2 * BATCH_TOKENS, POOL_BYTES // (4 * opened.width(site)))
+def _train(opened: Activations, site: Site, keys: list[str], settings: Settings) -> TopKSae:
+    with Progress(f"sae {site.name}", settings.tokens) as progress:
+        pools = _pools(opened, site, keys, progress)
+        sae = topk.train(pools, settings.expansion * opened.width(site), settings.k, settings.tokens, SEED)
+        progress.update(settings.tokens)
+    return sae
+
+
+def _pools(opened: Activations, site: Site, keys: list[str], progress: Progress) -> Iterator[Tensor]:
+    """Yield tokens' rows without end, mixed over samples."""
+    draw, room = np.random.default_rng(SEED), max(2 * topk.BATCH, POOL_BYTES // (4 * opened.width(site)))
     while True:
         pool: list[npt.NDArray[np.float32]] = []
         held = total = 0
-        for _, rows in opened.rows(site, "all", draw.permutation(keys).tolist()):
+        for _, rows in opened.rows(site, "all", keys=draw.permutation(keys).tolist()):
             pool.append(rows)
             held += len(rows)
             total += len(rows)
             if held >= room:
                 mixed = draw.permutation(np.concatenate(pool))
-                yield from _split(mixed[: len(mixed) // 2])
-                pool = [mixed[len(mixed) // 2 :]]
-                held = len(pool[0])
+                half = len(mixed) // 2
+                yield torch.from_numpy(mixed[:half])
+                progress.update(min(progress.total, progress.done + half))
+                pool, held = [mixed[half:]], len(mixed) - half
         if not total:
-            raise InputError(f"there are no rows of {site.name} to train an SAE on")
-        yield from _split(draw.permutation(np.concatenate(pool)))
-
-
-def _split(rows: npt.NDArray[np.float32]) -> Iterator[Tensor]:
-    return (torch.from_numpy(rows[start : start + BATCH_TOKENS]) for start in range(0, len(rows), BATCH_TOKENS))
+            raise InputError("no rows can be read")
+        yield torch.from_numpy(draw.permutation(np.concatenate(pool)))
+        progress.update(min(progress.total, progress.done + held))
 
 
 @dataclass
 class _Differences:
-    """Sums over questions of each feature's difference between a variant and control."""
+    """Sums over questions of each feature's difference between a variant and the baseline."""
 
     count: int = 0
     total: Floats | float = 0.0
@@ -134,6 +153,7 @@ class _Differences:
 class _Seen:
     """What is counted while the tokens of all samples pass through an autoencoder."""
 
+    width: int
     tokens: int = 0
     active: Floats | float = 0.0
     held_active: Floats | float = 0.0
@@ -143,22 +163,28 @@ class _Seen:
     held_error: float = 0.0
     differences: dict[str, _Differences] = field(default_factory=lambda: defaultdict(_Differences))
 
-    def rows(self, sae: TopKSae, rows: npt.NDArray[np.float32], *, held: bool) -> Floats:
-        """Count the tokens of one sample, and return their features, `[tokens, width]`."""
-        x = torch.from_numpy(rows)
-        with torch.no_grad():
-            features = sae.encode(x)
-            error = (x - sae.decode(features)).square().sum() if held else torch.zeros(())
-        values: Floats = features.numpy().astype(np.float64)
+    def rows(self, sae: TopKSae, rows: npt.NDArray[np.float32], generated: int, *, held: bool) -> Floats:
+        """Count the tokens of one sample, and return the sum of their features over its generated tokens, the last."""
+        size = max(1, CHUNK_BYTES // (4 * self.width))
+        total = np.zeros(self.width)
+        for start in range(0, len(rows), size):
+            chunk = torch.from_numpy(rows[start : start + size]).to(sae.b_enc.device)
+            with torch.no_grad():
+                features = sae.encode(chunk)
+                error = float((chunk - sae.decode(features)).square().sum()) if held else 0.0
+            active = (features > 0).sum(0).cpu().numpy()
+            self.active = self.active + active
+            first = max(0, len(rows) - generated - start)
+            total += features[first:].sum(0, dtype=torch.float64).cpu().numpy()
+            if held:
+                self.held_active = self.held_active + active
+                self.held_error += error
         self.tokens += len(rows)
-        self.active = self.active + (values > 0).sum(axis=0)
         if held:
-            self.held_active = self.held_active + (values > 0).sum(axis=0)
             self.held_tokens += len(rows)
             self.held_sum = self.held_sum + rows.sum(axis=0, dtype=np.float64)
             self.held_square += float(np.square(rows, dtype=np.float64).sum())
-            self.held_error += float(error)
-        return values
+        return total
 
     def explained(self) -> float:
         """Return the share of the held-out tokens' variance that is explained."""
@@ -167,21 +193,21 @@ class _Seen:
 
 
 def _describe(
-    sae: TopKSae, opened: Activations, site: Site, answers: list[Answer], held: set[str], trained: int
+    sae: TopKSae, opened: Activations, site: Site, answers: list[Answer], held: set[str], base: str, trained: int
 ) -> Sae:
     """Pass all samples through an autoencoder, question by question."""
     ordered = {answer.key: answer for answer in sorted(answers, key=lambda answer: answer.question)}
-    seen, means, question = _Seen(), defaultdict[str, list[Floats]](list), ""
-    for key, rows in opened.rows(site, "all", ordered):
+    seen, means, question = _Seen(len(sae.b_enc)), defaultdict[str, list[Floats]](list), ""
+    for key, rows in opened.rows(site, "all", keys=ordered):
         answer = ordered[key]
         if answer.question != question:
-            _compare(means, seen)
+            _compare(means, base, seen)
             means, question = defaultdict(list), answer.question
-        features = seen.rows(sae, rows, held=answer.question in held)
         generated = opened.count(key, "generated")
+        total = seen.rows(sae, rows, generated, held=answer.question in held)
         if generated:
-            means[answer.variant].append(features[len(features) - generated :].mean(axis=0))
-    _compare(means, seen)
+            means[answer.variant].append(total / generated)
+    _compare(means, base, seen)
     return Sae(
         layer=site.layer,
         hook_point=site.hook_point,
@@ -194,17 +220,17 @@ def _describe(
     )
 
 
-def _compare(means: dict[str, list[Floats]], seen: _Seen) -> None:
-    """Add one question's differences to control, of features' means over the generated tokens."""
-    if CONTROL not in means:
+def _compare(means: dict[str, list[Floats]], base: str, seen: _Seen) -> None:
+    """Add one question's differences to the baseline, of features' means over the generated tokens."""
+    if base not in means:
         return
-    control = np.mean(means[CONTROL], axis=0)
+    others = np.mean(means[base], axis=0)
     for variant, own in means.items():
-        if variant != CONTROL:
-            seen.differences[variant].add(np.mean(own, axis=0) - control)
+        if variant != base:
+            seen.differences[variant].add(np.mean(own, axis=0) - others)
 
 
-def _differing(seen: _Seen) -> list[Feature]:
+def _differing(seen: _Seen) -> list[SaeFeature]:
     """Return the features that differ most, by a paired t test over questions and Benjamini and Hochberg's method."""
     tested: list[tuple[str, int, float, float, float]] = []
     for variant, sums in seen.differences.items():
@@ -221,7 +247,7 @@ def _differing(seen: _Seen) -> list[Feature]:
     adjusted = stats.false_discovery_control([p for *_, p in tested])
     ranked = sorted(zip(tested, adjusted, strict=True), key=lambda item: item[0][-1])[:SHOWN_FEATURES]
     return [
-        Feature(
+        SaeFeature(
             feature=index,
             variant=variant,
             difference=Estimate(value=mean, low=mean - half, high=mean + half),

@@ -10,14 +10,19 @@ VERSION = 1
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Part(BaseModel):
+class Piece(BaseModel):
     """A piece of the report."""
 
     # Building the validators takes a while, and most commands need none.
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        defer_build=True,
+        json_schema_serialization_defaults_required=True,
+    )
 
 
-class Estimate(Part):
+class Estimate(Piece):
     """A mean with its 95 % interval; low and high are null where too few questions say nothing about it."""
 
     value: float
@@ -25,7 +30,7 @@ class Estimate(Part):
     high: float | None
 
 
-class Summary(Part):
+class Summary(Piece):
     """One variant by itself."""
 
     variant: str
@@ -47,12 +52,13 @@ class Summary(Part):
     """Mean length of an answer in tokens."""
 
 
-class Effect(Part):
+class Effect(Piece):
     """A variant's mean minus its baseline's, over the questions that both answered."""
 
     difference: float
     low: float | None
-    """Ends of the 95 % bootstrap interval over questions; null where no question differs."""
+    """Ends of the 95 % bootstrap interval over questions. Where all questions differ alike, it is that of Clopper and
+    Pearson for shares, from how many questions could differ otherwise, and null for tokens; null for one question."""
     high: float | None
     test: Literal["mcnemar", "sign-flip"]
     """Exact McNemar's test, or a sign-flip permutation test over questions."""
@@ -61,10 +67,11 @@ class Effect(Part):
     p_holm: Share
     """Adjusted by Holm's method over the variants that are compared with this baseline in this measure."""
     detectable: float | None
-    """The smallest difference that would be found with 80 % power at the strictest level of Holm's method."""
+    """The smallest difference that would be found with 80 % power at the strictest level of Holm's method; null where
+    none would be."""
 
 
-class Comparison(Part):
+class Comparison(Piece):
     """A variant against a baseline, paired by question and repeat."""
 
     variant: str
@@ -79,7 +86,7 @@ class Comparison(Part):
     wrong_to_right: list[str]
 
 
-class Statistics(Part):
+class Statistics(Piece):
     """Everything that is counted and tested."""
 
     seed: int
@@ -95,7 +102,16 @@ class Statistics(Part):
     """The same without pairs in which an answer was truncated; null where none was."""
 
 
-class Probe(Part):
+class ActivationFiles(Piece):
+    """What became of the answers' activations: only those that can be read are analyzed."""
+
+    answers: int
+    """Answers that should have activations."""
+    unreadable: dict[str, str]
+    """What is wrong with those that are missing or corrupt, by sample."""
+
+
+class Probe(Piece):
     """A linear probe at one place, scored on held-out questions."""
 
     layer: int
@@ -109,7 +125,7 @@ class Probe(Part):
     """Accuracy minus shuffled accuracy."""
 
 
-class ProbeTask(Part):
+class ProbeTask(Piece):
     """What probes were asked to tell apart, from which feature, and how well they do at every place."""
 
     name: str
@@ -125,7 +141,7 @@ class ProbeTask(Part):
     probes: list[Probe]
 
 
-class Skipped(Part):
+class Skipped(Piece):
     """A task that could not be probed."""
 
     name: str
@@ -133,7 +149,7 @@ class Skipped(Part):
     reason: str
 
 
-class Probes(Part):
+class Probes(Piece):
     """Where in the network a task's answer can be read off."""
 
     folds: int
@@ -141,14 +157,12 @@ class Probes(Part):
     """Inverse of the penalty's strength."""
     tasks: list[ProbeTask]
     skipped: list[Skipped]
-    unreadable: dict[str, str]
-    """What is wrong with the activations that are missing or corrupt, by sample."""
     projections: list[str]
     """Names of the probes in artifacts/probes/projections.jsonl, which has each token's projection."""
 
 
-class Feature(Part):
-    """An SAE feature whose mean activation differs between a variant and control, paired by question."""
+class SaeFeature(Piece):
+    """An SAE feature whose mean activation differs between a variant and the baseline, paired by question."""
 
     feature: int
     variant: str
@@ -159,7 +173,7 @@ class Feature(Part):
     """Share of tokens on which the feature is active."""
 
 
-class Sae(Part):
+class Sae(Piece):
     """A sparse autoencoder of one place."""
 
     layer: int
@@ -173,17 +187,30 @@ class Sae(Part):
     explained_variance: float
     dead: int
     """Features that were never active on held-out tokens."""
-    features: list[Feature]
+    features: list[SaeFeature]
 
 
-class Saes(Part):
+class Saes(Piece):
     """The sparse autoencoders, and what differs most between variants in each."""
 
+    baseline: str
+    """The variant that the others are compared with."""
     saes: list[Sae]
+    skipped: list[str]
+    """Places without one, each with the reason."""
 
 
-class Report(Part):
-    """report.json: every figure of report.md and report.html, and all that their plots are drawn from."""
+class Sections(Piece):
+    """What the parts of the analysis found; null is what was not asked for."""
+
+    statistics: Statistics | None = None
+    activations: ActivationFiles | None = None
+    probes: Probes | None = None
+    sae: Saes | None = None
+
+
+class Provenance(Piece):
+    """What a report is about."""
 
     version: Literal[1]
     experiment: str
@@ -203,6 +230,7 @@ class Report(Part):
     expected: int
     found: int
     missing: list[str]
-    statistics: Statistics | None
-    probes: Probes | None
-    sae: Saes | None
+
+
+class Report(Sections, Provenance):
+    """report.json: every figure of report.md and report.html, and all that their plots are drawn from."""

@@ -9,22 +9,21 @@ import pandas as pd
 
 from emopfx.analysis import inference
 from emopfx.analysis.answers import Answers
+from emopfx.analysis.design import SEED, baselines
 from emopfx.analysis.inference import Floats
 from emopfx.analysis.parts import Part
-from emopfx.analysis.schema import Comparison, Effect, Statistics, Summary
+from emopfx.analysis.schema import Comparison, Effect, Sections, Statistics, Summary
 
-BASELINES = ("control", "neutral")
 # Names in the report, and the columns that they are means of.
 MEASURES = {"accuracy": "correct", "format": "format", "completion_tokens": "completion_tokens"}
 ALPHA = 0.05
 POWER = 0.8
 RESAMPLES = 10_000
-SEED = 20260419
 
 
 def part(answers: Answers) -> Part:
     """Return the part of the analysis that counts and tests."""
-    return Part("statistics", answers.digest(), lambda folder: statistics(answers))
+    return Part("statistics", answers.digest(), lambda folder: Sections(statistics=statistics(answers)))
 
 
 def statistics(answers: Answers, resamples: int = RESAMPLES) -> Statistics:
@@ -97,7 +96,7 @@ def compare(table: Any, variants: list[str], resamples: int) -> list[Comparison]
 
     Args:
         table: A row per answer (a data frame with the columns of `Answer`).
-        variants: The variants, of which those named in BASELINES are baselines; the first one if there is none.
+        variants: The variants, of which some are baselines (see `design.baselines`).
         resamples: How many bootstrap resamples, and how many sign flips.
     """
     contrasts = _contrasts(table, variants)
@@ -119,16 +118,16 @@ def compare(table: Any, variants: list[str], resamples: int) -> list[Comparison]
 
 
 def _contrasts(table: Any, variants: list[str]) -> list[_Contrast]:
-    baselines = [name for name in BASELINES if name in variants] or variants[:1]
+    bases = baselines(variants)
     columns = list(MEASURES.values())
     groups = {
         name: group.set_index(["question", "repeat"])[columns].astype(float) for name, group in table.groupby("variant")
     }
     contrasts = []
-    for number, baseline in enumerate(baselines):
+    for number, baseline in enumerate(bases):
         for variant in variants:
             # Control against neutral is neutral against control.
-            if variant not in baselines[: number + 1] and {variant, baseline} <= groups.keys():
+            if variant not in bases[: number + 1] and {variant, baseline} <= groups.keys():
                 pairs = (groups[variant] - groups[baseline]).dropna()
                 if len(pairs):
                     contrasts.append(_Contrast(variant, baseline, pairs))
@@ -138,9 +137,10 @@ def _contrasts(table: Any, variants: list[str]) -> list[_Contrast]:
 def _effects(contrasts: list[_Contrast], column: str, resamples: int) -> list[Effect]:
     order = pd.Index(sorted({question for contrast in contrasts for question, _ in contrast.pairs.index}))
     differences = np.stack([contrast.questions(column, order) for contrast in contrasts])
-    low, high = inference.bootstrap(differences, resamples, SEED)
+    share = column != "completion_tokens"
+    intervals = _intervals(differences, resamples, share=share)
     single = all(contrast.pairs.index.get_level_values("repeat").max() == 1 for contrast in contrasts)
-    exact = single and column != "completion_tokens"
+    exact = single and share
     if exact:
         p = np.array([inference.mcnemar(int((row == -1).sum()), int((row == 1).sum())) for row in differences])
     else:
@@ -155,23 +155,35 @@ def _effects(contrasts: list[_Contrast], column: str, resamples: int) -> list[Ef
         effects.append(
             Effect(
                 difference=float(np.nanmean(row)),
-                low=_known(low[number]),
-                high=_known(high[number]),
+                low=intervals[number][0],
+                high=intervals[number][1],
                 test="mcnemar" if exact else "sign-flip",
                 p=float(p[number]),
                 p_holm=float(adjusted[number]),
-                detectable=_detectable(row, strictest, exact=exact),
+                detectable=_detectable(row, strictest, exact=exact, share=share),
             )
         )
     return effects
 
 
-def _detectable(differences: Floats, alpha: float, *, exact: bool) -> float | None:
+def _detectable(differences: Floats, alpha: float, *, exact: bool, share: bool) -> float | None:
     if exact:
         given = differences[~np.isnan(differences)]
         return inference.detectable_share(len(given), int((given != 0).sum()), alpha, POWER)
-    return inference.detectable_mean(differences, alpha, POWER)
+    found = inference.detectable_mean(differences, alpha, POWER)
+    # No difference of shares is larger.
+    return None if share and found is not None and found > 1 else found
 
 
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _intervals(differences: Floats, resamples: int, *, share: bool) -> list[tuple[float, float] | tuple[None, None]]:
+    """Return the interval of each row's mean, none where nothing can be said."""
+    found: list[tuple[float, float] | tuple[None, None]] = []
+    for row, low, high in zip(differences, *inference.bootstrap(differences, resamples, SEED), strict=True):
+        questions = int((~np.isnan(row)).sum())
+        if not np.isnan(low):
+            found.append((float(low), float(high)))
+        elif share and questions > 1:
+            found.append(inference.unanimous(float(np.nanmean(row)), questions))
+        else:
+            found.append((None, None))
+    return found

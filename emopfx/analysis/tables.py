@@ -1,6 +1,7 @@
 """The report as tables: on the terminal, and as Markdown, with the same figures."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 
 from rich import box
 from rich.console import Console
@@ -15,7 +16,9 @@ OTHERS = ("format, points", "p", "p (Holm)", "tokens", "p", "p (Holm)", "detecta
 # What of them has room in 80 columns.
 BRIEF = ("accuracy, points", "p (Holm)", "lost", "won", "tokens", "p (Holm)")
 TASK = ("task", "feature", "best place", "accuracy", "AUC", "shuffled", "majority")
-FEATURE = ("layer", "hook point", "feature", "variant", "difference to control", "q")
+FEATURE = ("layer", "hook point", "feature", "variant", "difference", "q")
+FLIPS = ("variant", "change", "pairs", "samples")
+UNREADABLE = ("sample", "what is wrong")
 SHOWN = 10
 
 Row = Sequence[str]
@@ -26,20 +29,23 @@ def show(report: Report, console: Console) -> None:
     if report.statistics is None:
         return
     _print(console, _found(report), SUMMARY, [_summary(entry) for entry in report.statistics.variants])
-    for baseline, entries in _by_baseline(report.statistics.comparisons):
-        rows = [(entry.variant, *_brief(entry)) for entry in entries]
-        _print(console, "", (f"against {baseline}", *BRIEF), rows)
+    without = report.statistics.without_truncated or []
+    for which, comparisons in (("", report.statistics.comparisons), (", without truncated pairs", without)):
+        for baseline, entries in _by_baseline(comparisons):
+            rows = [(entry.variant, *_brief(entry)) for entry in entries]
+            _print(console, f"against {baseline}{which}", ("variant", *BRIEF), rows)
     for note in _notes(report):
         console.print(note, markup=False)
 
 
 def _print(console: Console, title: str, headings: Row, rows: Sequence[Row]) -> None:
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     show_table(console, table)
+    console.print()
 
 
 def markdown(report: Report) -> str:
@@ -57,7 +63,9 @@ def markdown(report: Report) -> str:
     if report.probes:
         lines += _table("Probes, each task at its best place", TASK, [_task(task) for task in report.probes.tasks])
     if report.sae:
-        lines += _table("SAE features that differ most from control", FEATURE, _features(report.sae))
+        lines += _table(f"SAE features that differ most from {report.sae.baseline}", FEATURE, _features(report.sae))
+    if report.activations and report.activations.unreadable:
+        lines += _table("Unreadable activations", UNREADABLE, list(report.activations.unreadable.items()))
     for note in _notes(report):
         lines += ["", f"{note}."]
     return "\n".join(lines) + "\n"
@@ -70,14 +78,15 @@ def _statistics(statistics: Statistics) -> list[str]:
         lines += _table(f"Accuracy against {baseline}", ("variant", *ACCURACY), rows)
         rows = [(entry.variant, *_others(entry)) for entry in entries]
         lines += _table(f"Format and length against {baseline}", ("variant", *OTHERS), rows)
-        lines += _flips(entries)
+        lines += _table(f"Answers that changed against {baseline}", FLIPS, _flips(entries))
     for baseline, entries in _by_baseline(statistics.without_truncated or []):
         rows = [(entry.variant, *_accuracy(entry)) for entry in entries]
         lines += _table(f"Accuracy against {baseline}, without truncated pairs", ("variant", *ACCURACY), rows)
     return [
         *lines,
         "",
-        f"Intervals of differences: bootstrap over questions ({statistics.resamples} times, seed {statistics.seed}). "
+        f"Intervals of differences: bootstrap over questions ({statistics.resamples} times, seed {statistics.seed}); "
+        "where all questions differ alike, Clopper and Pearson's for shares, and none for tokens. "
         f"p: {_tests(statistics)}; two-sided, and adjusted by Holm's method over the variants of a table. "
         f"Detectable: the smallest difference found with {statistics.power:.0%} power at Holm's strictest level.",
     ]
@@ -91,18 +100,23 @@ def _tests(statistics: Statistics) -> str:
 
 def _table(title: str, headings: Row, rows: Sequence[Row]) -> list[str]:
     rule = f"| --- {'| ---: ' * (len(headings) - 1)}|"
-    return ["", f"## {title}", "", *(f"| {' | '.join(row)} |" for row in [headings]), rule] + [
-        f"| {' | '.join(row)} |" for row in rows
+    if not rows:
+        return []
+    return ["", f"## {title}", "", _row(headings), rule, *map(_row, rows)]
+
+
+def _row(cells: Row) -> str:
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
+
+
+def _flips(entries: Sequence[Comparison]) -> list[Row]:
+    return [
+        (entry.variant, direction, str(len(keys)), ", ".join(keys))
+        for entry in entries
+        for direction, keys in (("right→wrong", entry.right_to_wrong), ("wrong→right", entry.wrong_to_right))
+        if keys
     ]
-
-
-def _flips(entries: Sequence[Comparison]) -> list[str]:
-    lines = []
-    for entry in entries:
-        for direction, keys in (("right→wrong", entry.right_to_wrong), ("wrong→right", entry.wrong_to_right)):
-            if keys:
-                lines.append(f"- {entry.variant}, {direction}: {_some(keys)}")
-    return ["", *lines] if lines else []
 
 
 def _by_baseline(comparisons: Sequence[Comparison]) -> list[tuple[str, list[Comparison]]]:
@@ -116,7 +130,7 @@ def _summary(entry: Summary) -> Row:
         str(entry.n),
         _percent(entry.accuracy),
         _percent(entry.format),
-        "-" if entry.completion_tokens is None else f"{entry.completion_tokens.value:.1f}",
+        _length(entry.completion_tokens),
         str(entry.truncated),
     )
 
@@ -147,7 +161,8 @@ def _difference(effect: Effect, scale: float) -> str:
     value = f"{scale * effect.difference:+.1f}"
     if effect.low is None or effect.high is None:
         return value
-    return f"{value} [{scale * effect.low:+.1f}, {scale * effect.high:+.1f}]"
+    digits = 1 if scale > 1 else 0
+    return f"{value} [{scale * effect.low:+.{digits}f}, {scale * effect.high:+.{digits}f}]"
 
 
 def _detectable(effect: Effect, scale: float) -> str:
@@ -163,6 +178,14 @@ def _percent(value: Estimate | None) -> str:
         return "-"
     interval = "" if value.low is None or value.high is None else f" [{100 * value.low:.0f}, {100 * value.high:.0f}]"
     return f"{100 * value.value:.1f}%{interval}"
+
+
+def _length(value: Estimate | None) -> str:
+    if value is None:
+        return "-"
+    interval = "" if value.low is None or value.high is None else f" [{value.low:.0f}, {value.high:.0f}]"
+    # Of a thousand tokens, tenths say nothing, and 80 columns have no room for them.
+    return f"{value.value:.{0 if value.value >= 1000 else 1}f}{interval}"
 
 
 def _task(task: ProbeTask) -> Row:
@@ -195,15 +218,19 @@ def _notes(report: Report) -> list[str]:
     notes = []
     cut = sum(entry.truncated for entry in report.statistics.variants) if report.statistics else 0
     if cut:
-        notes.append(f"answers cut at max_tokens: {cut}; report.md also compares the variants without them")
-    if report.probes and report.probes.unreadable:
-        unreadable = list(report.probes.unreadable)
-        notes.append(f"the activations of {len(unreadable)} samples could not be read: {_some(unreadable)}")
+        notes.append(f"answers cut at max_tokens: {cut}")
+    if report.activations and report.activations.unreadable:
+        unreadable, answers = report.activations.unreadable, report.activations.answers
+        notes.append(f"the activations of {len(unreadable)} of {answers} answers can't be read: {_some(unreadable)}")
+    for entry in report.probes.skipped if report.probes else []:
+        notes.append(f"not probed: {entry.name} ({entry.feature}): {entry.reason}")
+    for reason in report.sae.skipped if report.sae else []:
+        notes.append(f"no SAE: {reason}")
     if report.missing:
         notes.append(f"{len(report.missing)} of {report.expected} samples are missing: {_some(report.missing)}")
     return notes
 
 
-def _some(keys: Sequence[str]) -> str:
+def _some(keys: Collection[str]) -> str:
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more
+    return ", ".join(islice(keys, SHOWN)) + more

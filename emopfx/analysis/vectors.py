@@ -1,7 +1,6 @@
 """Directions in activation space, as files that an intervention can name."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from emopfx.analysis.activations import Site
+from emopfx.analysis.activation_file import Site
+from emopfx.layout import commit
 
 
 def save(path: Path, vectors: Mapping[Site, npt.NDArray[np.float32]], about: Mapping[str, object]) -> None:
@@ -25,6 +25,4 @@ def save(path: Path, vectors: Mapping[Site, npt.NDArray[np.float32]], about: Map
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     save_file({site.name: np.ascontiguousarray(vector) for site, vector in vectors.items()}, temporary, texts)
     temporary.chmod(0o644)  # safetensors writes for its owner alone; the server may run as another user
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    commit(temporary, path)

@@ -8,7 +8,7 @@ from emopfx import __version__
 from emopfx.analysis import parts, report_page, tables
 from emopfx.analysis.answers import Answers
 from emopfx.analysis.parts import Part
-from emopfx.analysis.schema import VERSION, Report
+from emopfx.analysis.schema import VERSION, Report, Sections
 from emopfx.errors import InputError, RunError
 from emopfx.layout import write_json, write_text
 from emopfx.record import Record, now
@@ -23,14 +23,18 @@ def analyze(record: Record) -> Report:
     answers = Answers.read(record)
     if not answers.finished:
         raise RunError(f"there are no finished samples in {record.layout.folder}; emopfx generate makes them")
-    content = frame(record, answers)
-    for part in _parts(record, answers):
-        content[part.name] = parts.section(part, record.layout.artifacts)
+    head, found = frame(record, answers), Sections()
+    report = Report(**head)
+    try:
+        for part in _parts(record, answers):
+            found = parts.join(found, parts.sections(part, record.layout.artifacts))
+            report = Report(**head, **dict(found))
+            write_json(record.layout.report("json"), report.model_dump(mode="json"))
+            write_text(record.layout.report("md"), tables.markdown(report))
+    finally:
         # What is done is seen even if a later part fails.
-        report = Report.model_validate(content)
-        write_json(record.layout.report("json"), report.model_dump(mode="json"))
-        write_text(record.layout.report("md"), tables.markdown(report))
-    report_page.write(report, answers, record.layout)
+        if report.statistics:
+            report_page.write(report, answers, record.layout)
     return report
 
 
@@ -49,18 +53,21 @@ def _parts(record: Record, answers: Answers) -> Iterator[Part]:
 
 def _parts_of_activations(record: Record, answers: Answers, settings: dict[str, Any]) -> Iterator[Part]:
     from emopfx.analysis import probes, saes
+    from emopfx.analysis.captured import Captured
     from emopfx.storage.source import PushedFiles
 
-    s3 = (record.content["config"].get("storage") or {}).get("s3") or {}
+    config = record.content["config"]
+    s3 = (config.get("storage") or {}).get("s3") or {}
     with PushedFiles(record.layout, s3.get("endpoint_url")) as source:
-        if settings.get("probes") and (part := probes.part(record, answers, source)):
-            yield part
-        if settings.get("sae") and (part := saes.part(record, answers, source)):
-            yield part
+        captured = Captured.of(answers, record.layout.root, source, expected=config["capture"]["enabled"])
+        if settings.get("probes"):
+            yield probes.part(record, captured)
+        if settings.get("sae"):
+            yield from saes.parts(record, captured)
 
 
 def frame(record: Record, answers: Answers) -> dict[str, Any]:
-    """Return a report without its parts."""
+    """Return a report without the sections of its parts."""
     content = record.content
     return {
         "version": VERSION,
@@ -73,7 +80,4 @@ def frame(record: Record, answers: Answers) -> dict[str, Any]:
         "expected": len(answers.expected),
         "found": len(answers.finished),
         "missing": answers.missing,
-        "statistics": None,
-        "probes": None,
-        "sae": None,
     }

@@ -1,6 +1,6 @@
 """Checks, before any answer is generated, that the server has what the config asks for."""
 
-from emopfx.config import Capture, Experiment
+from emopfx.config import Capture, Experiment, Sae
 from emopfx.errors import InputError
 from emopfx.server_api import Structure
 
@@ -22,10 +22,12 @@ def configure(experiment: Experiment, structure: Structure) -> list[int]:
             f"{structure.model} ({context} tokens)"
         )
     _check_interventions(experiment, structure)
-    if not experiment.capture.enabled:
-        return []
-    layers = resolve_layers(experiment.capture, structure.num_layers)
-    _check_hook_points(experiment.capture, structure, layers)
+    layers = []
+    if experiment.capture.enabled:
+        layers = resolve_layers(experiment.capture, structure.num_layers)
+        _check_hook_points(experiment.capture, structure, layers)
+    if experiment.analysis.sae:
+        _check_sae(experiment.analysis.sae, experiment.capture, layers, structure.num_layers)
     return layers
 
 
@@ -54,6 +56,17 @@ def _check_interventions(experiment: Experiment, structure: Structure) -> None:
             having = places[one.hook_point]
             if having is not None and one.layer % count not in having:
                 raise InputError(f"{where}: {one.hook_point!r} is not in layer {one.layer} of {structure.model}")
+
+
+def _check_sae(sae: Sae, capture: Capture, captured: list[int], num_layers: int) -> None:
+    if not captured:
+        raise InputError("analysis.sae needs activations, but capture.enabled is false")
+    for layer in sae.layers:
+        if layer % num_layers not in captured or not -num_layers <= layer < num_layers:
+            raise InputError(f"analysis.sae: layer {layer} is not captured; {', '.join(map(str, captured))} are")
+    for name in sae.hook_points or []:
+        if name not in capture.hook_points:
+            raise InputError(f"analysis.sae: {name!r} is not captured; {', '.join(capture.hook_points)} are")
 
 
 def resolve_layers(capture: Capture, num_layers: int) -> list[int]:

@@ -2,12 +2,14 @@
 
 Both do the same fits on the same made-up activations: for each place, eight variants at once, each variant against
 control, and right against wrong; five folds each, with true and with shuffled labels. Places are independent, so a few
-stand for all. Times are processor seconds of one thread: other work on the machine doesn't count.
+stand for all. Times of one thread are its processor seconds, as other work on the machine doesn't count then; of
+several threads, they are seconds by the clock.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from emopfx.analysis.crossvalidation import Floats, Held, Ints, Task, cross_validate
-from emopfx.analysis.probes import variant_tasks
+from emopfx.analysis.crossvalidation import Held, assign_folds, cross_validate, curvature_of
+from emopfx.analysis.logistic import Curvature
+from emopfx.analysis.tasks import Floats, Ints, Task, correct_task, variant_tasks
 from emopfx.config import Probes
 
 HERE = Path(__file__).parent
@@ -45,16 +48,13 @@ def make_tasks(samples: int) -> tuple[list[Task], Ints]:
     question = np.arange(samples) // len(VARIANTS)
     names = [VARIANTS[number % len(VARIANTS)] for number in range(samples)]
     right = np.random.default_rng(1).integers(0, 2, samples)
-    return [*variant_tasks(names, question), Task("correct", ("wrong", "right"), right)], question
+    return [*variant_tasks(names, VARIANTS[0], question), correct_task((right == 1).tolist(), question)], question
 
 
-def by_emopfx(rows: Floats, question: Ints, task: Task, c: float) -> Held:
-    """Fit and score one task at all places."""
-    used = task.labels >= 0
-    (held,) = cross_validate(
-        rows[:, used], question[used], [Task(task.name, task.classes, task.labels[used])], FOLDS, c, 0
-    )
-    return held
+def by_emopfx(rows: Floats, question: Ints, task: Task, c: float, curvature: Curvature) -> Held:
+    """Fit and score one task at one place."""
+    own = question[task.rows]
+    return cross_validate(rows[task.rows], own, assign_folds(own, FOLDS, 0), task, c, 0, curvature)
 
 
 def by_scikit_learn(rows: Floats, held: Held, labels: Ints, c: float) -> float:
@@ -68,21 +68,23 @@ def by_scikit_learn(rows: Floats, held: Held, labels: Ints, c: float) -> float:
     return hits / len(labels)
 
 
-def measure(sites: int, samples: int, width: int, c: float) -> dict[str, Any]:
+def measure(sites: int, samples: int, width: int, c: float, clock: Callable[[], float]) -> dict[str, Any]:
     """Run both and return the report."""
     rows, (tasks, question) = make_rows(sites, samples, width), make_tasks(samples)
-    started = time.process_time()
-    held = [by_emopfx(rows, question, task, c) for task in tasks]
-    ours = time.process_time() - started
+    started = clock()
+    held = []
+    for site in rows:
+        curvature = curvature_of(site, c)
+        held.append([by_emopfx(site, question, task, c, curvature) for task in tasks])
+    ours = clock() - started
     differences = []
-    started = time.process_time()
-    for task, one in zip(tasks, held, strict=True):
-        used = task.labels >= 0
-        for site in range(sites):
-            theirs = by_scikit_learn(rows[site, used], one, one.task.labels, c)
-            by_scikit_learn(rows[site, used], one, one.shuffled_labels, c)
-            differences.append(100 * (one.accuracy(site).value - theirs))
-    theirs_seconds = time.process_time() - started
+    started = clock()
+    for site, found in zip(rows, held, strict=True):
+        for task, one in zip(tasks, found, strict=True):
+            theirs = by_scikit_learn(site[task.rows], one, one.task.labels, c)
+            by_scikit_learn(site[task.rows], one, one.shuffled_labels, c)
+            differences.append(100 * (one.accuracy().value - theirs))
+    theirs_seconds = clock() - started
     return {
         "probes_vs_scikit_learn": round(theirs_seconds / ours, 1),
         "seconds_a_place": {"emopfx": round(ours / sites, 1), "scikit-learn": round(theirs_seconds / sites, 1)},
@@ -102,7 +104,7 @@ def show(report: dict[str, Any]) -> None:
     """Print the report."""
     table = Table()
     table.add_column(f"{report['tasks']} tasks, {report['samples']:,} × {report['width']:,}, C = {report['c']}")
-    table.add_column("processor seconds a place", justify="right")
+    table.add_column(f"seconds a place, {report['threads']} thread(s)", justify="right")
     for name, seconds in report["seconds_a_place"].items():
         table.add_row(name, str(seconds))
     console = Console()
@@ -121,11 +123,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000, help="default: 10,000")
     parser.add_argument("--width", type=int, default=4096, help="default: 4096")
     parser.add_argument("--c", type=float, default=Probes().c, help="inverse of the penalty's strength")
+    parser.add_argument("--threads", type=int, default=1, help="of both (default: 1)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "probes.json")
     asked = parser.parse_args()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        report = measure(asked.sites, asked.samples, asked.width, asked.c)
+    torch.set_num_threads(asked.threads)
+    clock = time.process_time if asked.threads == 1 else time.monotonic
+    with threadpool_limits(asked.threads):
+        report = {"threads": asked.threads, **measure(asked.sites, asked.samples, asked.width, asked.c, clock)}
     show(report)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(report, indent=2) + "\n")

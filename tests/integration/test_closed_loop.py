@@ -8,7 +8,7 @@ import yaml
 from emopfx.layout import read_json
 from tests.integration.test_run_local import STORIES, emopfx
 
-VECTOR = "seen/artifacts/probes/vectors/last_prompt/calm-vs-control-mean.safetensors#layers.1.output"
+VECTOR = "seen/artifacts/probes/vectors/last_prompt/calm-vs-control-mean.safetensors"
 
 
 def run(root: Path, name: str, variants: list[Any], **more: Any) -> dict[str, Any]:

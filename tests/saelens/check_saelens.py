@@ -11,7 +11,7 @@ from emopfx.analysis.sae import TopKSae, save, train
 def trained() -> tuple[TopKSae, torch.Tensor]:
     torch.manual_seed(0)
     rows = 3 + 20 * torch.randn(512, 12)
-    return train(iter([rows] * 20), 48, 5, 20 * 512, 0), rows
+    return train(iter([rows] * 20), 48, 5, 20 * 512, 0).cpu(), rows
 
 
 def test_saelens_loads_it_and_computes_the_same(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ async function unpack() {
 }
 
 /** Whether a question's answers change between two variants: -1 right to wrong, 1 wrong to right, in any repeat. */
-function flips(question, from, to, direction) {
+function changes(question, from, to, direction) {
   const before = question.answers.filter((answer) => answer.variant === from);
   return before.some((one) => {
     const other = question.answers.find((answer) => answer.variant === to && answer.repeat === one.repeat);
@@ -29,8 +29,8 @@ async function browse(report) {
 
   const kinds = {
     all: ["all questions", () => true],
-    lost: ["right → wrong", (question) => flips(question, left.value, right.value, -1)],
-    won: ["wrong → right", (question) => flips(question, left.value, right.value, 1)],
+    lost: ["right → wrong", (question) => changes(question, left.value, right.value, -1)],
+    won: ["wrong → right", (question) => changes(question, left.value, right.value, 1)],
     wrong: ["wrong in either", (question) => question.answers.some((one) => [left.value, right.value].includes(one.variant) && !one.correct)],
     truncated: ["truncated in either", (question) => question.answers.some((one) => [left.value, right.value].includes(one.variant) && one.truncated)],
   };
@@ -127,6 +127,14 @@ async function browse(report) {
   byId("search").addEventListener("input", () => {
     clearTimeout(waiting);
     waiting = setTimeout(matches, 150);
+  });
+  document.addEventListener("visit", ({ detail }) => {
+    left.value = detail.left;
+    right.value = detail.right;
+    filter.value = "all";
+    byId("search").value = detail.id;
+    matches();
+    byId("samples").scrollIntoView();
   });
   matches();
 }

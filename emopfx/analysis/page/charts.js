@@ -43,6 +43,7 @@ function effects(statistics) {
   const update = () => {
     paint();
     comparison(shown(), measure.value, baseline.value);
+    flips(shown());
   };
   const baseline = choices("baseline", baselines.map((name) => [name, name]), update);
   const measure = choices("measure", Object.entries(MEASURES).map(([key, { name }]) => [key, name]), update);
@@ -51,8 +52,8 @@ function effects(statistics) {
   paint = chart("forest", (width) => forest(width, shown(), measure.value, baseline.value));
   update();
   byId("tests").textContent =
-    `Brackets and bars: 95 % bootstrap intervals over questions (${statistics.resamples} resamples); none where no question ` +
-    `differs. p: exact McNemar test or sign-flip permutation, adjusted by Holm's method over the variants. Detectable: the ` +
+    `Brackets and bars: 95 % bootstrap intervals over questions (${statistics.resamples} resamples); where all questions ` +
+    `differ alike, Clopper and Pearson's for shares, and none for tokens. p: exact McNemar test or sign-flip permutation, adjusted by Holm's method over the variants. Detectable: the ` +
     `smallest difference found with ${100 * statistics.power} % power.`;
 }
 
@@ -64,7 +65,7 @@ function forest(width, entries, key, baseline) {
   const ends = entries.flatMap(({ [key]: effect }) => [effect.difference, effect.low ?? 0, effect.high ?? 0]).map(at);
   const [low, high] = range([0, ...ends]);
   const x = scale([low, high], [frame.left, frame.right]);
-  const shapes = axes(frame, x, () => 0, ticks(low, high, narrow ? 4 : 8).map((value) => [value, plain(value, high - low < 5 ? 1 : 0)]), [], {
+  const shapes = axes(frame, x, () => 0, ticks(low, high, narrow ? 4 : 8), [], {
     x: narrow ? measure.unit : `difference to ${baseline}, ${measure.unit}`,
     y: "",
   });
@@ -96,7 +97,23 @@ function comparison(entries, key, baseline) {
   byId("comparison").replaceChildren(table(headings, rows));
 }
 
+/** Which answers changed, each with a way to it. */
+function flips(entries) {
+  const lists = entries.flatMap((entry) => [["right → wrong", entry.right_to_wrong], ["wrong → right", entry.wrong_to_right]].map(([change, ids]) => {
+    if (!ids.length) return null;
+    const links = ids.map((id) => element("button", { type: "button", onclick: () => visit(id.split("/")[0], entry.baseline, entry.variant) }, id));
+    return element("details", {}, element("summary", {}, `${entry.variant}, ${change}: ${ids.length}`), element("p", { class: "ids" }, links));
+  })).filter(Boolean);
+  byId("flips").replaceChildren(...(lists.length ? [element("h3", {}, "Answers that changed"), ...lists] : []));
+}
+
+/** Show a question in the browser of answers, with two variants side by side. */
+function visit(id, left, right) {
+  document.dispatchEvent(new CustomEvent("visit", { detail: { id, left, right } }));
+}
+
 function scatter(statistics) {
+  const baseline = statistics.comparisons[0]?.baseline;
   const points = statistics.variants.filter((entry) => entry.accuracy);
   chart("scatter", (width) => {
     const frame = { left: 48, right: width - 14, top: 34, bottom: 330 };
@@ -105,11 +122,10 @@ function scatter(statistics) {
     const ys = range(points.flatMap((entry) => ends(entry.accuracy)).map((value) => 100 * value));
     const x = scale(xs, [frame.left, frame.right]);
     const y = scale(ys, [frame.bottom, frame.top]);
-    const digits = xs[1] - xs[0] < 5 ? 1 : 0;
     const shapes = axes(
       frame, x, y,
-      ticks(...xs, width < 560 ? 4 : 8).map((value) => [value, value.toFixed(digits)]),
-      ticks(...ys, 6).map((value) => [value, value.toFixed(0)]),
+      ticks(...xs, width < 560 ? 4 : 8),
+      ticks(...ys, 6),
       { x: "mean completion tokens", y: "accuracy, %" },
     );
     const places = points.map((entry) => [x(entry.completion_tokens.value), y(100 * entry.accuracy.value)]);
@@ -117,7 +133,7 @@ function scatter(statistics) {
     for (const entry of points) {
       const [tokens, less, more] = ends(entry.completion_tokens);
       const [share, low, high] = ends(entry.accuracy).map((value) => 100 * value);
-      const colour = entry.variant === "control" ? "var(--series-1)" : "var(--accent)";
+      const colour = entry.variant === baseline ? "var(--series-1)" : "var(--accent)";
       const faint = { stroke: colour, opacity: 0.35, "stroke-width": 1.5 };
       const end = x(tokens) > frame.right - 110;
       const long = 7.5 * entry.variant.length;
@@ -148,14 +164,28 @@ function probes(found) {
   const paints = [
     chart("curves", (width) => curves(width, chosen())),
     chart("heatmap", (width) => heatmap(width, chosen(), SCORES[score.value])),
+    () => values(chosen()),
   ];
+  values(chosen());
 }
 
-/** What could not be probed, and which activations could not be read. */
-function unprobed(found) {
-  const skipped = found.skipped.map((task) => `${task.name} (${task.feature.replaceAll("_", " ")}): ${task.reason}`);
-  const unreadable = Object.entries(found.unreadable).map(([key, reason]) => `${key}: ${reason}`);
-  for (const [title, entries] of [["Not probed", skipped], ["Unreadable activations", unreadable]]) {
+/** The numbers behind the curves and the map. */
+function values(task) {
+  const rows = task.probes.map((probe) => [
+    String(probe.layer), probe.hook_point, interval(probe.accuracy, 100, 1), interval(probe.auc, 1, 2),
+    interval(probe.shuffled, 100, 1), plain(100 * probe.selectivity, 1),
+  ]);
+  const headings = ["Layer", "Hook point", "Accuracy, %", "AUC", "Shuffled labels, %", "Selectivity, points"];
+  byId("values").replaceChildren(table(headings, rows));
+}
+
+/** What became of the activations: which can't be read, and what could not be made of the others. */
+function activations(report) {
+  const { answers, unreadable } = report.activations;
+  const broken = Object.entries(unreadable).map(([key, reason]) => `${key}: ${reason}`);
+  const skipped = (report.probes?.skipped ?? []).map((task) => `${task.name} (${task.feature.replaceAll("_", " ")}): ${task.reason}`);
+  byId("readable").textContent = `${answers - broken.length} of ${answers} answers have activations that can be read.`;
+  for (const [title, entries] of [["Unreadable activations", broken], ["Not probed", skipped], ["No SAE", report.sae?.skipped ?? []]]) {
     if (!entries.length) continue;
     const summary = element("summary", {}, `${title}: ${entries.length}`);
     byId("unprobed").append(element("details", {}, summary, element("ul", {}, entries.map((entry) => element("li", {}, entry)))));
@@ -184,7 +214,7 @@ function curves(width, task) {
   const shapes = axes(
     frame, x, y,
     layers.filter((_, index) => index % step === 0).map((layer) => [layer, String(layer)]),
-    ticks(...ys, 6).map((value) => [value, value.toFixed(0)]),
+    ticks(...ys, 6),
     { x: "layer", y: "held-out accuracy, %" },
   );
   const band = [...layers.map((layer, i) => [x(layer), y(bounds[i][1])]), ...layers.map((layer, i) => [x(layer), y(bounds[i][0])]).reverse()];
@@ -257,7 +287,7 @@ function features(found) {
       element("h3", {}, `Layer ${sae.layer}, ${sae.hook_point}`),
       element("p", { class: "note" },
         `${sae.width} features, ${sae.k} at once, trained on ${sae.tokens} tokens; explains ${(100 * sae.explained_variance).toFixed(1)} % of the variance, ${sae.dead} dead features.`),
-      table(["Feature", "Variant", "Mean activation, difference to control", "q (FDR)", "Active on tokens"], rows),
+      table(["Feature", "Variant", `Mean activation, difference to ${found.baseline}`, "q (FDR)", "Active on tokens"], rows),
     );
   }
 }

@@ -38,14 +38,15 @@ function table(headings, rows) {
 const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
 const plain = (value, digits) => (value < 0 ? "−" : "") + Math.abs(value).toFixed(digits);
 
-/** Round values that cover a range, about `count` of them. */
+/** Round values that cover a range, about `count` of them, each with a text that no other one has. */
 function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
   const first = Math.ceil(low / step - 1e-9);
   const last = Math.floor(high / step + 1e-9);
-  return Array.from({ length: last - first + 1 }, (_, index) => (first + index) * step);
+  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  return Array.from({ length: last - first + 1 }, (_, index) => (first + index) * step).map((value) => [value, plain(value, digits)]);
 }
 
 /** A range that holds the values with some room around them. */

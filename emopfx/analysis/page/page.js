@@ -28,6 +28,7 @@ function start() {
   byId("effects").hidden = !statistics.comparisons.length;
   byId("probes").hidden = !report.probes?.tasks.length;
   byId("features").hidden = !report.sae?.saes.length;
+  byId("activations").hidden = !report.activations;
   for (const section of document.querySelectorAll("section")) {
     section.prepend(element("h2", {}, section.dataset.heading));
     if (!section.hidden) document.querySelector("nav").append(element("a", { href: `#${section.id}` }, section.dataset.heading));
@@ -36,11 +37,13 @@ function start() {
   if (!byId("effects").hidden) effects(statistics);
   scatter(statistics);
   if (!byId("probes").hidden) probes(report.probes);
-  if (report.probes) unprobed(report.probes);
+  if (report.activations) activations(report);
   if (!byId("features").hidden) features(report.sae);
   provenance(report);
   // The answers are large and come last: the charts are seen before they are there.
-  document.addEventListener("DOMContentLoaded", () => browse(report));
+  document.addEventListener("DOMContentLoaded", () => browse(report).catch((error) => {
+    byId("matches").textContent = `The answers can't be shown: ${error.message}`;
+  }));
 }
 
 start();

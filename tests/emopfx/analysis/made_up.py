@@ -21,6 +21,8 @@ WORDS = [
 VARIANTS = ["control", "frustration", "impatience", "anxiety", "patience", "calm", "neutral"]
 LAYERS, HOOKS = 8, ("input_layernorm.output", "post_attention_layernorm.output")
 PROBE = "calm vs control, layer 5"
+# The best probe of each variant, and of right answers.
+PROJECTIONS = [PROBE, *(f"{name} vs control, layer 5" for name in VARIANTS[1:] if name != "calm"), "correct, layer 5"]
 
 
 def make(root: Path, questions: int, words: int) -> tuple[Layout, Answers, Report]:
@@ -46,14 +48,15 @@ def make(root: Path, questions: int, words: int) -> tuple[Layout, Answers, Repor
             right, length = bool(draw.random() > hard[number] * 0.6 + lift), int(words * draw.normal(1.3, 0.1))
             _write(record, variant, sample_id, text, correct=right, length=length)
             tokens = [f" {word}" for word in text.split()]
-            values = [round(float(value), 2) for value in draw.normal(0, 1, len(tokens))]
-            lines.append(json.dumps({"key": f"{variant}/{sample_id}", "tokens": tokens, "values": {PROBE: values}}))
+            values = {name: draw.normal(0, 1, len(tokens)).round(2).tolist() for name in PROJECTIONS}
+            lines.append(json.dumps({"key": f"{variant}/{sample_id}", "tokens": tokens, "values": values}))
     projections = layout.artifacts / "probes" / "projections.jsonl"
     projections.parent.mkdir(parents=True)
     projections.write_text("\n".join(lines) + "\n")
     answers = Answers.read(record)
     content = frame(record, answers) | {
         "statistics": statistics(answers, 300),
+        "activations": {"answers": len(answers.finished), "unreadable": {"calm/x_0003": "there is no file"}},
         "probes": _probes(draw),
         "sae": _saes(draw),
     }
@@ -110,8 +113,7 @@ def _probes(draw: np.random.Generator) -> dict[str, Any]:
         "c": 1.0,
         "tasks": tasks,
         "skipped": [{"name": "correct", "feature": "last_prompt", "reason": "every answer is right"}],
-        "unreadable": {"calm/x_0003": "there is no activations.safetensors"},
-        "projections": [PROBE],
+        "projections": PROJECTIONS,
     }
 
 
@@ -130,4 +132,8 @@ def _saes(draw: np.random.Generator) -> dict[str, Any]:
             }
         )
     size = {"width": 512, "k": 16, "tokens": 90_000, "explained_variance": 0.87, "dead": 4}
-    return {"saes": [{"layer": 5, "hook_point": HOOKS[0], **size, "features": features}]}
+    return {
+        "baseline": "control",
+        "skipped": [],
+        "saes": [{"layer": 5, "hook_point": HOOKS[0], **size, "features": features}],
+    }

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
-from emopfx.analysis.activations import FILE
+from emopfx.analysis.activation_file import FILE, METADATA
 from emopfx.analysis.answers import Answer
 
 Floats = npt.NDArray[np.float32]
@@ -29,9 +29,14 @@ def write(
     folder.mkdir(parents=True)
     places = list(range(TOKENS)) if positions is None else positions
     save_file({**tensors, "positions": torch.tensor(places), "token_ids": torch.tensor(places)}, folder / FILE)
-    (folder / "metadata.json").write_text(json.dumps({"token_texts": [f"t{place} " for place in places]}))
-    content = (folder / FILE).read_bytes()
-    entry = {"name": FILE, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    texts = [f"t{place} " for place in places]
+    record = {"token_texts": texts, "prompt_tokens": PROMPT, "completion_tokens": COMPLETION}
+    (folder / "metadata.json").write_text(json.dumps(record))
+    contents = {name: (folder / name).read_bytes() for name in (FILE, METADATA)}
+    files = [
+        {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    ]
     return Answer(
         key=key,
         variant=variant,
@@ -42,7 +47,7 @@ def write(
         prompt_tokens=PROMPT,
         completion_tokens=COMPLETION,
         truncated=False,
-        breadcrumb={"save_dir": folder.relative_to(root).as_posix(), "files": [entry]},
+        breadcrumb={"save_dir": folder.relative_to(root).as_posix(), "files": files},
     )
 
 

@@ -17,6 +17,12 @@ def test_a_share_with_one_value_a_cluster_has_wilsons_interval(hits: int, n: int
     assert (found.low, found.high) == pytest.approx(proportion_confint(hits, n, method="wilson"))
 
 
+@pytest.mark.parametrize("n", range(2, 60))
+def test_the_interval_of_none_begins_at_0_and_that_of_all_ends_at_1(n: int) -> None:
+    assert inference.clustered_share(np.zeros(n), np.arange(n)).low == 0
+    assert inference.clustered_share(np.ones(n), np.arange(n)).high == 1
+
+
 def test_answers_that_repeat_each_other_count_once() -> None:
     questions = np.repeat(np.arange(20), 5)
     hits = (questions < 12).astype(float)
@@ -117,11 +123,12 @@ def test_few_pairs_detect_little_or_nothing() -> None:
     assert too_few is None
 
 
-def test_the_detectable_mean_is_a_t_tests() -> None:
+def test_the_detectable_mean_is_a_t_tests_and_a_step_more() -> None:
     differences = np.append(np.random.default_rng(0).normal(0, 4, 50), np.nan)
     found = inference.detectable_mean(differences, 0.05, 0.8)
     assert found is not None
+    step = np.nanmin(np.abs(differences)) / 50
     error = np.nanstd(differences, ddof=1) / np.sqrt(50)
-    t = stats.nct(49, found / error)
+    t = stats.nct(49, (found - step) / error)
     assert t.sf(stats.t.ppf(0.975, 49)) == pytest.approx(0.8, abs=0.01)
     assert inference.detectable_mean(np.zeros(4), 0.05, 0.8) is None

@@ -118,7 +118,13 @@ def test_the_probes_shown_are_those_of_the_chosen_task(opened: Opened) -> None:
     opened.page.select_option("#score", "auc")
     expect(opened.page.locator("#heatmap svg")).to_contain_text("AUC, 0.5 is chance")
     expect(opened.page.locator("#unprobed")).to_contain_text("correct (last prompt): every answer is right")
-    expect(opened.page.locator("#unprobed")).to_contain_text("calm/x_0003: there is no activations.safetensors")
+    expect(opened.page.locator("#unprobed")).to_contain_text("calm/x_0003: there is no file")
+    expect(opened.page.locator("#readable")).to_have_text("909 of 910 answers have activations that can be read.")
+    rows = opened.page.locator("#values tbody tr")
+    expect(rows).to_have_count(made_up.LAYERS * len(made_up.HOOKS))
+    report = json.loads(opened.page.locator("#report").text_content() or "")
+    first = report["probes"]["tasks"][1]["probes"][0]
+    expect(rows.first).to_contain_text(f"{100 * first['accuracy']['value']:.1f}")
 
 
 def test_answers_are_searched_filtered_and_compared(opened: Opened) -> None:
@@ -176,11 +182,73 @@ def test_a_report_of_all_of_gsm8k_stays_under_20_megabytes(tmp_path: Path) -> No
 def test_answers_that_find_no_room_are_left_out_and_that_is_said(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report_page, "MOST_BYTES", 2_000)
     layout, answers, report = made_up.make(tmp_path, 40, words=30)
     report_page.write(report, answers, layout)
+    whole = layout.report("html").stat().st_size
+    monkeypatch.setattr(report_page, "MOST_BYTES", whole - 2_000)
+    report_page.write(report, answers, layout)
+    assert whole - 12_000 < layout.report("html").stat().st_size <= whole - 2_000
     assert "report.html has room for the answers to" in capsys.readouterr().err
     opened = open_page(browser, layout.report("html"), 1280)
     expect(opened.page.locator("#matches")).to_contain_text("of 40)")
     assert opened.page.locator("#list button").count() < 40
     opened.page.close()
+
+
+def test_a_prefix_that_looks_like_a_place_of_the_page_is_shown_as_it_is(browser: Browser, tmp_path: Path) -> None:
+    layout, answers, report = made_up.make(tmp_path, 4, words=5)
+    config = {
+        **report.config,
+        "variants": [*report.config["variants"][1:], {"name": "control", "prefixes": ["@answers@"]}],
+    }
+    report_page.write(report.model_copy(update={"config": config}), answers, layout)
+    opened = open_page(browser, layout.report("html"), 1280)
+    assert opened.errors == []
+    expect(opened.page.locator("#provenance")).to_contain_text("@answers@")
+    opened.page.close()
+
+
+def test_unreadable_activations_are_shown_where_nothing_was_probed(browser: Browser, tmp_path: Path) -> None:
+    layout, answers, report = made_up.make(tmp_path, 4, words=5)
+    report_page.write(report.model_copy(update={"probes": None, "sae": None}), answers, layout)
+    # Projections of an earlier analysis are not this report's.
+    opened = open_page(browser, layout.report("html"), 1280)
+    expect(opened.page.locator("#activations")).to_be_visible()
+    expect(opened.page.locator("#unprobed summary")).to_have_text(["Unreadable activations: 1"])
+    expect(opened.page.locator("#colouring")).to_be_hidden()
+    expect(opened.page.locator("#probes")).to_be_hidden()
+    opened.page.close()
+
+
+def test_a_changed_answer_is_a_click_away(opened: Opened) -> None:
+    page = opened.page
+    report = json.loads(page.locator("#report").text_content() or "")
+    entry = next(e for e in report["statistics"]["comparisons"] if e["right_to_wrong"])
+    (baseline, variant), ids = (entry["baseline"], entry["variant"]), entry["right_to_wrong"]
+    details = page.locator("#flips details", has_text=f"{variant}, right → wrong: {len(ids)}")
+    details.locator("summary").click()
+    assert details.locator("button").all_text_contents() == ids
+    details.locator("button").first.click()
+    expect(page.locator("#sample h3").first).to_have_text(ids[0])
+    expect(page.locator("#sample .answer").first).to_contain_text(f"{baseline}: right")
+    expect(page.locator("#sample .answer").last).to_contain_text(f"{variant}: wrong")
+
+
+def test_answers_that_cannot_be_unpacked_are_said_to_be_so(browser: Browser, path: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    text = path.read_text()
+    start = text.index('id="answers">') + len('id="answers">')
+    broken.write_text(text[:start] + "AAAA" + text[start + 4 :])
+    page = browser.new_page()
+    page.goto(broken.as_uri())
+    expect(page.locator("#matches")).to_contain_text("The answers can't be shown")
+    page.close()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.61, 0.64), (12.2, 12.9), (-0.004, 0.003), (0, 1), (40, 230), (-3e5, 2e5)])
+def test_no_two_ticks_have_one_text(opened: Opened, low: float, high: float) -> None:
+    ticks = opened.page.evaluate("([low, high]) => ticks(low, high, 6)", [low, high])
+    texts = [text for _, text in ticks]
+    assert 3 <= len(texts) == len(set(texts))
+    for value, text in ticks:
+        assert float(text.replace("−", "-")) == pytest.approx(value, abs=1e-9)

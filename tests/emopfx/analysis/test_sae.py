@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from emopfx.analysis.activations import LocalFiles
-from emopfx.analysis.sae import TopKSae, load, save, train
-from emopfx.analysis.saes import train_all
+from emopfx.analysis.activation_file import Site
+from emopfx.analysis.activations import LocalFiles, open_answers
+from emopfx.analysis.answers import Answer
+from emopfx.analysis.sae import BATCH as BATCH_ROWS
+from emopfx.analysis.sae import TopKSae, batches, load, save, train
+from emopfx.analysis.saes import chosen, train_one
+from emopfx.analysis.schema import Saes
 from emopfx.config import Sae as Settings
-from emopfx.errors import InputError
 from tests.emopfx.analysis.planted import HOOK_POINT, TOKENS, experiment
 
 INPUTS, TRUE, ACTIVE = 16, 24, 2
@@ -39,8 +42,13 @@ def recovered() -> tuple[TopKSae, torch.Tensor, torch.Tensor]:
     """An autoencoder, the features that its rows were made of, and rows it hasn't seen."""
     draw = torch.Generator().manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(TRUE, INPUTS, generator=draw), dim=1)
-    batches = (made_of(features, BATCH, draw) for _ in range(STEPS))
-    return train(batches, 2 * TRUE, ACTIVE, STEPS * BATCH, 0), features, made_of(features, 2000, draw)
+    pools = (made_of(features, BATCH, draw) for _ in range(STEPS))
+    return train(pools, 2 * TRUE, ACTIVE, STEPS * BATCH, 0).cpu(), features, made_of(features, 2000, draw)
+
+
+def run(root: Path, answers: list[Answer], layer: int, settings: Settings, folder: Path) -> Saes:
+    opened = open_answers(LocalFiles(root), answers)
+    return train_one(opened, answers, "control", Site(layer, HOOK_POINT), settings, folder, {"model_name": "planted"})
 
 
 def test_the_features_that_rows_are_made_of_are_found(recovered: tuple[TopKSae, torch.Tensor, torch.Tensor]) -> None:
@@ -81,7 +89,7 @@ def test_a_feature_that_differs_between_variants_is_found_and_others_are_not(tmp
     )
     settings = Settings(layers=[1], expansion=2, k=4, tokens=60_000)
     folder = tmp_path / "artifacts"
-    (found,) = train_all(LocalFiles(tmp_path), answers, settings, folder, {"model_name": "planted"}).saes
+    (found,) = run(tmp_path, answers, 1, settings, folder).saes
     assert (found.layer, found.hook_point, found.width, found.k) == (1, HOOK_POINT, 32, 4)
     assert 0.2 < found.explained_variance < 1
     assert 0 <= found.dead < 32
@@ -90,12 +98,35 @@ def test_a_feature_that_differs_between_variants_is_found_and_others_are_not(tmp
     assert {feature.variant for feature in sure} == {"calm"}
     assert all(feature.q > 0.05 for feature in found.features if feature.variant == "anxiety")
     # What differs most points along the planted axis, or away from it.
-    sae = load(folder / f"layers.1.{HOOK_POINT}")
+    sae = load(folder)
     assert abs(float(sae.decoder.detach()[sure[0].feature] @ torch.from_numpy(axis))) > 0.5
     assert TOKENS * 40 * 3 * sure[0].active > 1
 
 
-def test_a_place_that_was_not_captured_is_refused(tmp_path: Path) -> None:
+def test_a_place_without_rows_and_a_single_question_are_skipped_with_the_reason(tmp_path: Path) -> None:
     answers = experiment(tmp_path, ["control", "calm"], 2, lambda layer, variant, correct: NOTHING, layers=1)
-    with pytest.raises(InputError, match=r"analysis\.sae: layers\.7\.input_layernorm\.output was not captured"):
-        train_all(LocalFiles(tmp_path), answers, Settings(layers=[7]), tmp_path, {})
+    settings, folder = Settings(layers=[0], tokens=100), tmp_path / "artifacts"
+    assert run(tmp_path, answers, 7, settings, folder).skipped == [
+        f"layers.7.{HOOK_POINT}: it was not captured, or can't be read"
+    ]
+    single = [answer for answer in answers if answer.question == "q_0000"]
+    assert run(tmp_path, single, 0, settings, folder).skipped == [
+        f"layers.0.{HOOK_POINT}: fewer than two questions have activations"
+    ]
+    assert not folder.exists()
+    assert run(tmp_path, answers, 0, settings, folder).skipped == []
+
+
+def test_layers_count_from_the_end_too() -> None:
+    settings = Settings(layers=[1, -1, 3], hook_points=None)
+    assert chosen(settings, ["a", "b"], 4) == [Site(1, "a"), Site(1, "b"), Site(3, "a"), Site(3, "b")]
+    assert chosen(Settings(layers=[-4], hook_points=["b"]), ["a", "b"], 4) == [Site(0, "b")]
+
+
+def test_pools_are_cut_into_batches_of_like_size() -> None:
+    """A pool a little larger than a batch has no small rest, that would move the weights as far as a whole one."""
+    pool = torch.randn(2 * BATCH_ROWS + 5, 4)
+    parts = list(batches(pool))
+    assert torch.equal(torch.cat(parts), pool)
+    assert min(map(len, parts)) >= BATCH_ROWS
+    assert [len(part) for part in batches(pool[:3])] == [3]

@@ -115,3 +115,22 @@ def test_large_runs_are_in_the_same_units() -> None:
     assert calm.accuracy.high is not None
     assert calm.accuracy.low < -0.3 < calm.accuracy.high < 0
     assert calm.accuracy.p_holm < 1e-6
+
+
+def test_where_all_questions_differ_alike_the_interval_is_of_how_many_could_not() -> None:
+    grid: dict[str, list[list[int | None]]] = {"control": [[0]] * 10, "calm": [[1]] * 10}
+    (calm,) = statistics(answers(grid), 50).comparisons
+    # Of ten questions none differs otherwise with 5 % probability if a share of 1 - 0.05^(1/10) of all does.
+    others = 1 - 0.05**0.1
+    assert (calm.accuracy.low, calm.accuracy.high) == pytest.approx((1 - 2 * others, 1))
+    assert (calm.format.low, calm.format.high) == pytest.approx((-others, others))
+    assert calm.completion_tokens.low is None
+    single: dict[str, list[list[int | None]]] = {"control": [[0]], "calm": [[1]]}
+    assert statistics(answers(single), 50).comparisons[0].accuracy.low is None
+
+
+def test_no_detectable_difference_of_shares_is_larger_than_1() -> None:
+    grid: dict[str, list[list[int | None]]] = {"control": [[1, 1], [0, 0], [0, 1]], "calm": [[0, 0], [1, 1], [1, 1]]}
+    (calm,) = statistics(answers(grid), 50).comparisons
+    assert calm.accuracy.test == "sign-flip"
+    assert calm.accuracy.detectable is None

@@ -15,9 +15,9 @@ SERVED = Structure(
     dtype="bfloat16",
     num_layers=4,
     hook_points=(
-        HookPoint("input_layernorm.output", 8, None),
-        HookPoint("post_attention_layernorm.output", 8, None),
-        HookPoint("mlp.output", 8, frozenset({0, 2})),
+        HookPoint("input_layernorm.output", None),
+        HookPoint("post_attention_layernorm.output", None),
+        HookPoint("mlp.output", frozenset({0, 2})),
     ),
     raw=dict(STRUCTURE),
 )
@@ -26,6 +26,10 @@ SERVED = Structure(
 def zero(layer: int, hook_point: str = "mlp.output") -> dict[str, object]:
     one = {"kind": "zero", "layer": layer, "hook_point": hook_point}
     return {"variants": [{"name": "cut", "interventions": [one]}]}
+
+
+def sae(*layers: int, **more: object) -> dict[str, object]:
+    return {"sae": {"layers": list(layers), **more}}
 
 
 def check(**changes: object) -> list[int]:
@@ -46,6 +50,7 @@ def test_a_fitting_config_gives_its_layers() -> None:
     assert check(capture={"layers": [0, 2], "hook_points": ["mlp.output"]}) == [0, 2]
     assert check(capture={"enabled": False}, **zero(-2)) == []
     assert check(model={"name": "tiny", "dtype": "auto", "revision": "abc"}) == [0, 1, 2, 3]
+    assert check(analysis=sae(-1, 0), capture={"layers": [0, 3]}) == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +71,14 @@ def test_a_fitting_config_gives_its_layers() -> None:
             {"capture": {"hook_points": ["mlp.outptu"]}},
             "tiny has no hook point 'mlp.outptu'; it has input_layernorm.output, post_attention_layernorm.output, mlp",
         ),
+        ({"analysis": sae(4)}, "analysis.sae: layer 4 is not captured; 0, 1, 2, 3 are"),
+        ({"analysis": sae(-5)}, "analysis.sae: layer -5 is not captured"),
+        ({"analysis": sae(-1), "capture": {"layers": [0, 2]}}, "analysis.sae: layer -1 is not captured; 0, 2 are"),
+        (
+            {"analysis": sae(0, hook_points=["mlp.output"])},
+            "analysis.sae: 'mlp.output' is not captured; input_layernorm.output, post_attention_layernorm.output are",
+        ),
+        ({"analysis": sae(0), "capture": {"enabled": False}}, "analysis.sae needs activations, but capture.enabled is"),
         (zero(4), "variants.cut.interventions: there is no layer 4, the model has 0 to 3"),
         (zero(-5), "there is no layer -5"),
         (

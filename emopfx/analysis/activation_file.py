@@ -1,0 +1,178 @@
+"""One sample's activations file: what is in it, where, and the rows of one tensor at some positions."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError
+
+from emopfx.analysis import safetensors_header
+from emopfx.analysis.safetensors_header import BrokenError, Readable, exactly
+
+FILE, METADATA = "activations.safetensors", "metadata.json"
+Positions = Literal["all", "prompt", "last_prompt", "generated", "last"]
+Floats = npt.NDArray[np.float32]
+SITE = re.compile(r"layers\.(\d{1,9})\.(.+)")
+DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+LARGEST_METADATA = 1 << 26
+
+
+class Site(NamedTuple):
+    """A place in the network: a hook point of a layer."""
+
+    layer: int
+    hook_point: str
+
+    @property
+    def name(self) -> str:
+        """The name of its tensor."""
+        return f"layers.{self.layer}.{self.hook_point}"
+
+
+class Wanted(NamedTuple):
+    """A sample's activations as the manifest and the answer name them (see `wanted`).
+
+    Attributes:
+        save_dir: Their folder, relative to the source.
+        bytes: The size of the activations file.
+        prompt_tokens: The prompt's length.
+        tokens: How many tokens passed through the model, captured or not.
+    """
+
+    save_dir: str
+    bytes: int
+    prompt_tokens: int
+    tokens: int
+
+
+class _NamedFile(BaseModel):
+    name: str
+    bytes: Annotated[int, Field(ge=1)]
+
+
+class _Named(BaseModel):
+    save_dir: Annotated[str, Field(pattern=r"^[^\x00]+$")]
+    files: list[_NamedFile]
+
+
+class Tensor(NamedTuple):
+    """The type and the width of a tensor."""
+
+    dtype: str
+    width: int
+
+
+@dataclass(frozen=True)
+class File:
+    """An open file, of which only positions are in memory.
+
+    Attributes:
+        name: Its path in the source.
+        wanted: What was expected of it.
+        positions: The positions of its rows, ascending.
+        begins: Where each site's tensor begins, in the order of the table.
+    """
+
+    name: str
+    wanted: Wanted
+    positions: npt.NDArray[np.int32]
+    begins: npt.NDArray[np.int64]
+
+    def span(self, positions: Iterable[Positions]) -> slice:
+        """Return the range of rows that holds all that are at these positions."""
+        prompt, tokens = self.wanted.prompt_tokens, self.wanted.tokens
+        ends = {
+            "all": (0, tokens),
+            "prompt": (0, prompt),
+            "last_prompt": (prompt - 1, prompt),
+            "generated": (prompt, tokens),
+            "last": (tokens - 1, tokens),
+        }
+        spans = np.array([np.searchsorted(self.positions, ends[name]) for name in positions])
+        spans = spans[spans[:, 0] < spans[:, 1]]
+        return slice(int(spans[:, 0].min()), int(spans[:, 1].max())) if len(spans) else slice(0, 0)
+
+    def rows(self, source: Readable, index: int, site: Site, tensor: Tensor, positions: Iterable[Positions]) -> Floats:
+        """Return the rows of one tensor at these positions, by one read; raises as `open_file` does.
+
+        Args:
+            source: Where the file is.
+            index: The tensor's number in the table.
+            site: Its place.
+            tensor: Its type and width.
+            positions: Which rows.
+        """
+        span = self.span(positions)
+        count, dtype = span.stop - span.start, np.dtype(DTYPES[tensor.dtype])
+        size = tensor.width * dtype.itemsize
+        data = exactly(source, self.name, int(self.begins[index]) + span.start * size, count * size)
+        raw = np.frombuffer(data, dtype).reshape(count, tensor.width)
+        # numpy has no bfloat16: it is the upper half of a float32.
+        values = (raw.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else raw.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise BrokenError(f"{self.name} holds numbers that are not finite in {site.name}")
+        return values
+
+
+def wanted(entry: Mapping[str, object], prompt_tokens: int, completion_tokens: int) -> Wanted:
+    """Return what a breadcrumb, or an entry of the manifest, says of a sample's activations.
+
+    Raises:
+        BrokenError: If it doesn't name them.
+    """
+    try:
+        named = _Named.model_validate(entry)
+        size = next(file.bytes for file in named.files if file.name == FILE)
+    except (ValidationError, StopIteration):
+        raise BrokenError(f"its sample.json or the manifest names no {FILE} with a size") from None
+    # The last generated token never passes through the model.
+    return Wanted(named.save_dir, size, prompt_tokens, prompt_tokens + completion_tokens - 1)
+
+
+Table = tuple[tuple[Site, Tensor], ...]
+
+
+def open_file(source: Readable, wanted: Wanted) -> tuple[File, Table]:
+    """Read a file's header and positions.
+
+    Raises:
+        BrokenError: If it isn't what it should be.
+        OSError: If it can't be read.
+    """
+    name = f"{wanted.save_dir}/{FILE}"
+    start, header = safetensors_header.read(source, name)
+    places = header.get("positions")
+    if places is None or places.dtype != "I64":
+        raise BrokenError(f"{name} has no positions")
+    end = start + max(entry.end for entry in header.values())
+    if end != wanted.bytes:
+        raise BrokenError(f"{name} describes {end} bytes, but {wanted.bytes} were written")
+    exactly(source, name, wanted.bytes - 1, 1)
+    positions = np.frombuffer(exactly(source, name, start + places.begin, places.end - places.begin), "<i8")
+    shapes = {tuple(entry.shape[:1]) for entry in header.values()}
+    if shapes != {positions.shape} or (np.diff(positions) <= 0).any() or (positions >> 31).any():
+        raise BrokenError(f"{name} has positions that don't fit its rows")
+    sites = {
+        Site(int(match[1]), match[2]): entry
+        for key, entry in header.items()
+        if (match := SITE.fullmatch(key)) and len(entry.shape) == 2
+    }
+    if unknown := {entry.dtype for entry in sites.values()} - DTYPES.keys():
+        raise BrokenError(f"{name} holds {unknown.pop()}; F32, F16 and BF16 can be read")
+    ordered = sorted(sites)
+    begins = np.array([start + sites[site].begin for site in ordered], np.int64)
+    table = tuple((site, Tensor(sites[site].dtype, sites[site].shape[1])) for site in ordered)
+    return File(name, wanted, positions.astype(np.int32), begins), table
+
+
+def read_metadata(source: Readable, save_dir: str) -> dict[str, Any]:
+    """Return what metadata.json says of a sample's activations, nothing where it is missing or broken."""
+    try:
+        record = json.loads(source.read(f"{save_dir}/{METADATA}", 0, LARGEST_METADATA))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
