@@ -1,8 +1,10 @@
 """The commands that keep activations in a bucket: push, pull, verify, ls, prune."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +24,7 @@ app = typer.Typer(help="Keep activations in S3, and bring them back.", no_args_i
 Uri = Annotated[str | None, typer.Option(help="s3://bucket/prefix; else the config's storage.s3.uri.")]
 Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="Address of a service that is not AWS.")]
 Bandwidth = Annotated[float | None, typer.Option(min=0.001, help="Most megabytes a second.")]
+# `--results` names the results folder, as it does for every other command.
 WithResults = Annotated[bool, typer.Option("--with-results", help="Results, reports and artifacts too.")]
 
 
@@ -32,7 +35,9 @@ def push(
     endpoint_url: Endpoint = None,
     results: Results = RESULTS,
     with_results: WithResults = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Write over objects that have other content.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over what has other content, or is another config's.")
+    ] = False,
     delete_local: Annotated[
         bool, typer.Option("--delete-local", help="Delete the activations here once the bucket has them whole.")
     ] = False,
@@ -42,11 +47,13 @@ def push(
     # boto3 takes a while to import, and most commands don't need it.
     from emopfx.storage import push as pushing
 
-    layout = Layout(results, name)
+    layout = _layout(results, name)
+    if not layout.folder.is_dir():
+        raise InputError(f"there is no experiment {name} in {results}")
     with _bucket(layout, uri, endpoint_url, bandwidth) as bucket, record.lock(layout):
         pushing.activations(layout, bucket, replace=replace, delete_local=delete_local)
         if with_results:
-            pushing.results(layout, bucket)
+            pushing.results(layout, bucket, replace=replace)
 
 
 @app.command()
@@ -56,6 +63,12 @@ def pull(
     endpoint_url: Endpoint = None,
     results: Results = RESULTS,
     with_results: WithResults = False,
+    results_only: Annotated[
+        bool, typer.Option("--results-only", help="No activations: analyze reads them from the bucket, piece by piece.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over what is here with other content, or of another config.")
+    ] = False,
     variants: Annotated[str | None, typer.Option(help="Only these, with commas between them.")] = None,
     samples: Annotated[str | None, typer.Option(help="Only these sample ids, with commas between them.")] = None,
     layers: Annotated[str | None, typer.Option(help="Only these layers' bytes, as in 0,12.")] = None,
@@ -65,11 +78,16 @@ def pull(
     from emopfx.storage import pull as pulling
 
     selection = pulling.Selection(_names(variants), _names(samples), _numbers(layers))
-    layout = Layout(results, name)
-    with _bucket(layout, uri, endpoint_url, bandwidth) as bucket, record.lock(layout):
-        pulling.activations(layout, bucket, selection)
-        if with_results:
-            pulling.results(layout, bucket)
+    if results_only and selection != pulling.Selection():
+        raise InputError("--results-only takes no --variants, --samples and --layers: it brings no activations")
+    layout = _layout(results, name)
+    with _bucket(layout, uri, endpoint_url, bandwidth) as bucket:
+        if results_only:
+            pulling.addresses(layout, bucket, replace=replace)
+        else:
+            pulling.activations(layout, bucket, selection, replace=replace)
+        if with_results or results_only:
+            pulling.results(layout, bucket, replace=replace)
 
 
 @app.command()
@@ -84,7 +102,7 @@ def verify(
     """Compare the bucket, and what is here, with the manifest's checksums."""
     from emopfx.storage import inventory
 
-    layout = Layout(results, name)
+    layout = _layout(results, name)
     with _bucket(layout, uri, endpoint_url, bandwidth) as bucket:
         inventory.verify(layout, bucket, read=read)
 
@@ -99,7 +117,8 @@ def ls(
     """List the experiments in a bucket, or what it has of one."""
     from emopfx.storage import inventory
 
-    with _bucket(Layout(results, name or ""), uri, endpoint_url) as bucket:
+    layout = _layout(results, name) if name is not None else None
+    with _bucket(layout, uri, endpoint_url) as bucket:
         if name is None:
             inventory.show_all(bucket, Console())
         else:
@@ -118,17 +137,24 @@ def prune(
     """Delete objects that no manifest entry names, and uploads that were never finished."""
     from emopfx.storage import inventory
 
-    with _bucket(Layout(results, name), uri, endpoint_url) as bucket:
+    with _bucket(_layout(results, name), uri, endpoint_url) as bucket:
         inventory.prune(bucket, name, older_than=timedelta(hours=older_than), delete=yes)
+
+
+def _layout(results: Path, name: str) -> Layout:
+    """Return an experiment's folder, which its name can't lead out of."""
+    if not re.fullmatch(config.NAME_PATTERN, name):
+        raise InputError(f"--name must be 1 to 40 of a-z, 0-9 and - (not at its ends), got {name!r}")
+    return Layout(results, name)
 
 
 @contextmanager
 def _bucket(
-    layout: Layout, uri: str | None, endpoint_url: str | None, megabytes: float | None = None
+    layout: Layout | None, uri: str | None, endpoint_url: str | None, megabytes: float | None = None
 ) -> "Iterator[Bucket]":
     from emopfx.storage.s3 import Bucket
 
-    kept = Record.read(layout)
+    kept = Record.read(layout) if layout else None
     recorded = config.Storage.model_validate(kept.content["config"].get("storage", {})).s3 if kept else None
     if uri is None and recorded is None:
         raise InputError("say which bucket: --uri s3://bucket/prefix, or storage.s3.uri in the experiment's config")

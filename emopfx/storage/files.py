@@ -7,19 +7,38 @@ from typing import Any
 from emopfx import hashing
 from emopfx.server_api import ServerApi
 
+# What a request's folder holds; metadata.json is written last and deleted first, and marks the folder as whole.
+ACTIVATIONS, METADATA = "activations.safetensors", "metadata.json"
+
+
+def is_here(root: Path, save_dir: str) -> bool:
+    """Whether a request's files were all written under this data folder."""
+    return (root / save_dir / METADATA).is_file()
+
+
+def part_of(path: Path) -> Path:
+    """Return where a file is written until it is whole."""
+    return path.with_name(f".{path.name}.part")
+
+
+def is_whole(path: Path, size: int, sha256: str) -> bool:
+    """Whether a file has this size and content."""
+    return path.is_file() and path.stat().st_size == size and hashing.file_sha256(path) == sha256
+
 
 def problem(entry: Mapping[str, Any], root: Path, server: ServerApi | None, *, checksums: bool) -> str | None:
     """Return what is wrong with a sample's activations, None if nothing is.
 
     Args:
         entry: `save_dir` (relative to the data folder) and `files` with name, bytes and sha256.
-        root: The data folder on this disk. If the entry's folder is not under it, the server is asked.
+        root: The data folder on this disk. If the entry's folder is not there, or was not completed, the server is
+            asked.
         server: The server that wrote the files, if it can be asked.
         checksums: Whether to read the files and compare their SHA-256, not only their sizes.
     """
     save_dir = str(entry["save_dir"])
     folder = root / save_dir
-    here = folder.is_dir()
+    here = is_here(root, save_dir) or (server is None and folder.is_dir())
     if here:
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     elif server is None or (listed := server.file_sizes(save_dir)) is None:

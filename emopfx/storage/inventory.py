@@ -10,15 +10,16 @@ from rich.table import Table
 
 from emopfx.config import S3
 from emopfx.errors import InputError, RunError
-from emopfx.layout import Layout, read_json
+from emopfx.layout import Layout
 from emopfx.progress import say
 from emopfx.storage import files, manifest, parallel
 from emopfx.storage.manifest import Entry, Manifest
-from emopfx.storage.s3 import Bucket, Listed
+from emopfx.storage.objects import Listed
+from emopfx.storage.s3 import Bucket
 
 
 def verify(layout: Layout, bucket: Bucket, *, read: bool = False) -> None:
-    """Compare the activations in a bucket, and those that are here, with the manifest's sizes and checksums.
+    """Compare what is in a bucket, its own manifest, and what is here, with the manifest's sizes and checksums.
 
     Args:
         layout: The experiment.
@@ -29,13 +30,19 @@ def verify(layout: Layout, bucket: Bucket, *, read: bool = False) -> None:
         InputError: If there is no manifest here or there.
         RunError: If something is missing or has other content; the message names each.
     """
-    here: Manifest = read_json(layout.manifest) or {}
-    entries = {**(manifest.read_remote(bucket, layout.name) or {}), **_wholly(here)}
-    if not entries:
+    here = manifest.here(layout)
+    remote = parallel.patiently("verify", lambda: manifest.read_remote(bucket, layout.name))
+    if remote is None and not here:
         raise InputError(f"there are no activations of {layout.name}, neither in {layout.folder} nor in {bucket.root}")
+    there = remote or {}
+    entries = {**there, **here}
 
     def check(key: str) -> None:
-        problems = [*_problems_there(bucket, entries[key], read=read), *_problems_here(layout.root, here.get(key))]
+        problems = [
+            *_problems_there(bucket, entries[key], read=read),
+            *_problems_listed(bucket, entries[key], there.get(key)),
+            *_problems_here(layout.root, here.get(key)),
+        ]
         if problems:
             raise RunError("; ".join(problems))
 
@@ -43,60 +50,60 @@ def verify(layout: Layout, bucket: Bucket, *, read: bool = False) -> None:
     if failures:
         lines = "\n".join(f"  {key}: {reason}" for key, reason in failures.items())
         raise RunError(f"verify: {len(failures)} of {len(entries)} requests are not whole:\n{lines}")
-    local = sum((layout.root / entry["save_dir"]).is_dir() for entry in here.values())
+    local = sum(files.is_here(layout.root, entry["save_dir"]) for entry in here.values())
     say(f"verify: {len(entries)} requests are whole in {bucket.root}, {local} of them are here too")
 
 
 def whole_elsewhere(layout: Layout, s3: S3 | None) -> set[str]:
-    """Return the `save_dir` of each request that is not here, but whole where its manifest entry says that it is.
+    """Return the `save_dir` of each request that is not here as a whole, but where its manifest entry says that it is.
 
     Args:
         layout: The experiment.
-        s3: What its config says of S3: the address of the service.
+        s3: What its config says of S3: the address of the service of entries that don't name theirs.
 
     Raises:
         RunError: If S3 can't be asked.
     """
-    entries = {
-        key: entry
-        for key, entry in _wholly(read_json(layout.manifest) or {}).items()
-        if entry["uri"] and not (layout.root / entry["save_dir"]).is_dir()
-    }
+    places: dict[tuple[str, str | None], Manifest] = {}
+    for key, entry in manifest.here(layout).items():
+        if entry["uri"] and ("layers" in entry or not files.is_here(layout.root, entry["save_dir"])):
+            address = entry.get("endpoint_url", s3.endpoint_url if s3 else None)
+            places.setdefault((manifest.root(entry), address), {})[key] = entry
     whole: set[str] = set()
-    for root in {manifest.root(entry) for entry in entries.values()}:
-        with Bucket(root, s3.endpoint_url if s3 else None) as bucket:
+    for (root, address), entries in places.items():
+        with Bucket(root, address) as bucket:
 
             def check(entry: Entry, bucket: Bucket = bucket) -> None:
                 if not any(_problems_there(bucket, entry, read=False)):
                     whole.add(entry["save_dir"])
 
-            inside = {key: entry for key, entry in entries.items() if manifest.root(entry) == root}
-            failures = parallel.for_each("verify", inside, check, bucket.traffic)
+            failures = parallel.for_each("verify", entries, check, bucket.traffic)
             if failures:
                 raise RunError(f"can't tell what {root} has: {next(iter(failures.values()))}")
     return whole
 
 
-def _wholly(entries: Manifest) -> Manifest:
-    """Return the entries of files that are no selection of layers."""
-    return {key: entry for key, entry in entries.items() if "layers" not in entry}
-
-
 def _problems_there(bucket: Bucket, entry: Entry, *, read: bool) -> Iterator[str]:
     for path, file in manifest.paths(entry):
         stored = bucket.stored(path)
-        if stored is None:
-            yield f"{bucket.uri(path)} is missing"
-        elif stored.bytes != file["bytes"]:
-            yield f"{bucket.uri(path)} has {stored.bytes} bytes, not {file['bytes']}"
-        elif file["sha256"] != (bucket.sha256(path, stored.bytes) if read else stored.sha256):
-            yield f"{bucket.uri(path)} has other content than its checksum says"
+        problem = bucket.problem(path, stored, file["bytes"], file["sha256"])
+        if problem is None and read and bucket.sha256(path, file["bytes"]) != file["sha256"]:
+            problem = f"{bucket.uri(path)} has other content than its checksum says"
+        if problem:
+            yield problem
+
+
+def _problems_listed(bucket: Bucket, entry: Entry, listed: Entry | None) -> Iterator[str]:
+    if listed is None:
+        yield f"the manifest in {bucket.root} does not name it"
+    elif manifest.paths(listed) != manifest.paths(entry):
+        yield f"the manifest in {bucket.root} names other files"
 
 
 def _problems_here(root: Path, entry: Entry | None) -> Iterator[str]:
-    # What was deleted here after a push, or never pulled, is no problem.
-    if entry and (root / entry["save_dir"]).is_dir():
-        problem = files.problem(entry, root, None, checksums=True)
+    # What was deleted here after a push, or never pulled as a whole, is no problem.
+    if entry and files.is_here(root, entry["save_dir"]):
+        problem = files.problem(manifest.as_here(entry), root, None, checksums=True)
         if problem:
             yield problem
 
@@ -107,10 +114,11 @@ def show(bucket: Bucket, name: str, console: Console) -> None:
     Raises:
         InputError: If the bucket has no such experiment.
     """
-    entries = manifest.read_remote(bucket, name)
+    entries = parallel.patiently("ls", lambda: manifest.read_remote(bucket, name))
     if entries is None:
         raise InputError(f"{bucket.root} has no activations of {name}; emopfx activations ls lists what it has")
-    sizes = {listed.key: listed.bytes for listed in bucket.list(f"{name}/activations/")}
+    listed = parallel.patiently("ls", lambda: list(bucket.list(f"{name}/activations/")))
+    sizes = {item.key: item.bytes for item in listed}
     table = Table("variant", "requests", "complete", "bytes", title=bucket.uri(name), box=box.SIMPLE_HEAD)
     for variant in dict.fromkeys(key.split("/")[0] for key in entries):
         found = [entry for key, entry in entries.items() if key.split("/")[0] == variant]
@@ -122,7 +130,7 @@ def show(bucket: Bucket, name: str, console: Console) -> None:
 
 def show_all(bucket: Bucket, console: Console) -> None:
     """Print the experiments that are in a bucket."""
-    for name in bucket.folders():
+    for name in parallel.patiently("ls", lambda: list(bucket.folders())):
         console.print(bucket.uri(name), markup=False)
 
 
@@ -139,12 +147,13 @@ def prune(bucket: Bucket, name: str, *, older_than: timedelta, delete: bool) -> 
         InputError: If the bucket has no such experiment.
         RunError: If S3 fails.
     """
-    entries = manifest.read_remote(bucket, name)
-    if entries is None:
+    if manifest.read_remote(bucket, name) is None:
         raise InputError(f"{bucket.root} has no activations of {name}")
-    named = {path for entry in entries.values() for path, _ in manifest.paths(entry)}
     folder, latest = f"{name}/activations/", datetime.now(UTC) - older_than
     everything: list[Listed] = [*bucket.list(folder), *bucket.unfinished(folder)]
+    # Read after the listing: what was pushed in between is named by then.
+    entries = manifest.read_remote(bucket, name) or {}
+    named = {path for entry in entries.values() for path, _ in manifest.paths(entry)}
     vain = [item for item in everything if (item.upload_id or item.key not in named) and item.changed <= latest]
     for item in vain:
         kind = "unfinished upload" if item.upload_id else f"{item.bytes} bytes"

@@ -1,80 +1,121 @@
-"""Fetches some layers of an activations file in a bucket, as a smaller file of the same format."""
+"""Files of some layers: fetched from whole ones in a bucket, and read as if they were whole."""
 
-import json
+import os
 import re
 from collections.abc import Set
 from pathlib import Path
-from typing import Any
 
 from emopfx.errors import RunError
+from emopfx.storage import tensors
+from emopfx.storage.manifest import File
 from emopfx.storage.s3 import Bucket
+from emopfx.storage.s3_errors import OtherContent
+from emopfx.storage.tensors import Header, Tensor
 
-# A first read that holds the header of most files.
-HEADER_GUESS = 1 << 14
-LARGEST_HEADER = 100_000_000
-LAYER = re.compile(r"layers\.(\d+)\.")
+LAYER = re.compile(r"layers\.(\d{1,9})\.")
+# The header of the whole file, which a file of some layers keeps in its own.
+WHOLE = "whole_header"
 
 
-def fetch(bucket: Bucket, key: str, path: Path, layers: Set[int]) -> None:
+class Partial:
+    """A file of some layers, read by the offsets of the whole file.
+
+    Attributes:
+        layers: Their numbers.
+        names: The names of its tensors.
+    """
+
+    def __init__(self, path: Path, own: Header, whole: Header) -> None:
+        self._path, self._whole = path, whole
+        places = {tensor.name: tensor for tensor in whole.tensors}
+        # Where each of its tensors is in the whole file, and how much later than in its own.
+        self._spans = [
+            (places[one.name].begin, places[one.name].end, places[one.name].begin - one.begin) for one in own.tensors
+        ]
+        self.layers, self.names = _numbers(own), {one.name for one in own.tensors}
+
+    @classmethod
+    def open(cls, path: Path) -> "Partial | None":
+        """Return the file of some layers that is at a path, None if there is none."""
+        try:
+            own = tensors.read(lambda start, length: _pread(path, start, length), str(path))
+            text = own.metadata[WHOLE].encode()
+            return cls(path, own, tensors.parse(len(text).to_bytes(8, "little") + text))
+        except (OSError, RunError, AttributeError, KeyError, TypeError, IndexError, ValueError):
+            return None
+
+    def read(self, start: int, length: int) -> bytes | None:
+        """Return bytes of the whole file, None if not all are here.
+
+        A read from the start on gets the header and what follows it here: who begins to read can't know how much to
+        ask for.
+        """
+        end, found = min(start + length, self._whole.size), self._whole.text[start : start + length]
+        for begin, stop, later in sorted(self._spans):
+            at = start + len(found)
+            if begin <= at < stop and at < end:
+                found += _pread(self._path, at - later, min(end, stop) - at)
+        complete = len(found) >= end - start or (start == 0 and len(found) >= len(self._whole.text))
+        return found if complete else None
+
+
+def fetch(bucket: Bucket, key: str, path: Path, layers: Set[int], file: File, before: Partial | None = None) -> None:
     """Write a safetensors file with only these layers' tensors, and those that belong to no layer.
 
     Tensors that lie side by side come by one ranged read.
 
+    Args:
+        bucket: Where the whole file is.
+        key: Its key.
+        path: What is written.
+        layers: The layers' numbers.
+        file: What the whole file must be.
+        before: A file of other layers, which need not be fetched again.
+
     Raises:
-        RunError: If the object lacks a layer, or is no safetensors file.
+        OtherContent: If the object is not that file.
+        RunError: If it lacks a layer, or is no safetensors file.
     """
-    header, start = _read_header(bucket, key)
-    metadata = header.pop("__metadata__", {})
-    numbers = {int(match[1]) for name in header if (match := LAYER.match(name))}
+    stored = bucket.stored(key)
+    problem = bucket.problem(key, stored, file["bytes"], file["sha256"])
+    if problem:
+        raise OtherContent(problem)
+    whole = tensors.read(lambda start, length: bucket.piece(key, start, length, of=stored)[0], bucket.uri(key))
+    if whole.size != file["bytes"]:
+        raise RunError(f"{bucket.uri(key)} has {file['bytes']} bytes, but its header describes {whole.size}")
+    numbers = _numbers(whole)
     if lacking := layers - numbers:
         raise RunError(f"{bucket.uri(key)} has no layer {min(lacking)}; it has {', '.join(map(str, sorted(numbers)))}")
-    chosen = [
-        (name, entry) for name, entry in header.items() if not (match := LAYER.match(name)) or int(match[1]) in layers
-    ]
-    chosen.sort(key=lambda item: item[1]["data_offsets"][0])
-    text = _header([entry | {"name": name} for name, entry in chosen], metadata)
+    chosen = [one for one in whole.tensors if not (match := LAYER.match(one.name)) or int(match[1]) in layers]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(text)
-        for begin, end in _ranges([entry["data_offsets"] for _, entry in chosen]):
-            file.write(bucket.read(key, start + begin, end - begin))
+    with path.open("wb") as target:
+        target.write(tensors.header(chosen, whole.metadata | {WHOLE: whole.text[8:].decode()}))
+        for begin, end, is_here in _ranges(chosen, before.names if before else frozenset()):
+            if before and is_here:
+                target.write(before.read(begin, end - begin) or b"")
+            else:
+                target.writelines(bucket.stream(key, begin, end, of=stored, size=file["bytes"]))
 
 
-def _read_header(bucket: Bucket, key: str) -> tuple[dict[str, Any], int]:
-    """Return a safetensors object's header, and where its data start."""
-    first = bucket.read(key, 0, HEADER_GUESS)
-    length = int.from_bytes(first[:8], "little")
-    if length > LARGEST_HEADER:
-        raise RunError(f"{bucket.uri(key)} is no safetensors file")
-    text = first[8 : 8 + length]
-    if len(text) < length:
-        text += bucket.read(key, 8 + len(text), length - len(text))
-    try:
-        header = json.loads(text)
-    except ValueError:
-        raise RunError(f"{bucket.uri(key)} is no safetensors file") from None
-    return header, 8 + length
-
-
-def _header(tensors: list[dict[str, Any]], metadata: dict[str, str]) -> bytes:
-    """Return the length and header of a file with these tensors' data one after the other."""
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    end = 0
-    for tensor in tensors:
-        begin, end = end, end + tensor["data_offsets"][1] - tensor["data_offsets"][0]
-        header[tensor["name"]] = {"dtype": tensor["dtype"], "shape": tensor["shape"], "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # The data begin at a multiple of eight bytes, as the format asks.
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _ranges(offsets: list[list[int]]) -> list[list[int]]:
-    """Return ranges, in order, with those joined that touch; empty ones are left out."""
-    joined: list[list[int]] = []
-    for begin, end in offsets:
-        if joined and joined[-1][1] == begin:
-            joined[-1][1] = end
-        elif end > begin:
-            joined.append([begin, end])
+def _ranges(chosen: list[Tensor], here: Set[str]) -> list[tuple[int, int, bool]]:
+    """Return the ranges of the whole file that are asked for, and whether each is here; those that touch are joined."""
+    joined: list[tuple[int, int, bool]] = []
+    for tensor in chosen:
+        is_here = tensor.name in here
+        if joined and joined[-1][1:] == (tensor.begin, is_here):
+            joined[-1] = (joined[-1][0], tensor.end, is_here)
+        elif tensor.end > tensor.begin:
+            joined.append((tensor.begin, tensor.end, is_here))
     return joined
+
+
+def _numbers(header: Header) -> set[int]:
+    return {int(match[1]) for one in header.tensors if (match := LAYER.match(one.name))}
+
+
+def _pread(path: Path, start: int, length: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, length, start)
+    finally:
+        os.close(descriptor)

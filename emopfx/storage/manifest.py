@@ -2,17 +2,93 @@
 
 import json
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+# pydantic asks for this one up to Python 3.11.
+from typing_extensions import TypedDict
+
+from emopfx.config import read_endpoint, read_s3_uri
 from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout, json_text, read_json, write_json
+from emopfx.storage.files import METADATA
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.s3_errors import Taken
 
-Entry = dict[str, Any]
-Manifest = dict[str, Entry]
-
 PUBLISHING_TRIES = 10
+
+
+class NoManifestError(RunError):
+    """What should be a manifest is none."""
+
+
+def _file_name(value: str) -> str:
+    if value in ("", ".", "..") or "/" in value or "\0" in value:
+        raise ValueError("a file's name has no folder in it")
+    return value
+
+
+@with_config(ConfigDict(strict=True, extra="allow"))
+class File(TypedDict):
+    """One file of a request."""
+
+    name: Annotated[str, AfterValidator(_file_name)]
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@with_config(ConfigDict(strict=True, extra="allow"))
+class Entry(TypedDict):
+    """The files of a request, as the server wrote them.
+
+    `uri` is where they are besides, on the service `endpoint_url`. Where only some `layers` were pulled, `partial` is
+    the file that has them, in place of the whole one.
+    """
+
+    save_dir: str
+    request_id: str
+    uri: Annotated[str, AfterValidator(read_s3_uri)] | None
+    endpoint_url: NotRequired[Annotated[str | None, AfterValidator(read_endpoint)]]
+    files: Annotated[list[File], Field(min_length=1)]
+    tokens: int
+    layers: NotRequired[list[int]]
+    partial: NotRequired[File]
+
+
+Manifest = dict[str, Entry]
+MANIFEST = TypeAdapter(Manifest)
+
+
+def checked(value: Any, name: str, place: str) -> Manifest:
+    """Return a manifest in which every entry is complete, and names files of the experiment's activations only.
+
+    Args:
+        value: What should be one.
+        name: The experiment.
+        place: Where it comes from, for messages.
+
+    Raises:
+        NoManifestError: If it is none.
+    """
+    try:
+        manifest = MANIFEST.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise NoManifestError(f"{place} is no manifest of {name}'s activations: {where}: {first['msg']}") from None
+    for key, entry in manifest.items():
+        parts, save_dir = PurePosixPath(key).parts, entry["save_dir"]
+        folder = PurePosixPath(save_dir)
+        inside = folder.parts[:2] == (name, "activations") and len(folder.parts) > 2 and "\0" not in save_dir
+        if len(parts) < 2 or not inside or ".." in folder.parts or str(folder) != save_dir:
+            what = f"{key}: {save_dir!r} is no folder of a sample under {name}/activations"
+        elif entry["uri"] and not entry["uri"].endswith(f"/{save_dir}"):
+            what = f"{key}: its uri does not end with its save_dir"
+        else:
+            continue
+        raise NoManifestError(f"{place} is no manifest of {name}'s activations: {what}")
+    return manifest
 
 
 def read(layout: Layout) -> Manifest:
@@ -20,18 +96,28 @@ def read(layout: Layout) -> Manifest:
 
     Raises:
         InputError: If there is none.
+        NoManifestError: If it is none.
     """
-    manifest = read_json(layout.manifest)
-    if manifest is None:
+    if not layout.manifest.exists():
         raise InputError(f"there is no {layout.manifest}; emopfx generate makes it")
-    return manifest
+    return here(layout)
+
+
+def here(layout: Layout) -> Manifest:
+    """Return the manifest of an experiment here, an empty one if there is none.
+
+    Raises:
+        NoManifestError: If it is none.
+    """
+    return checked(read_json(layout.manifest) or {}, layout.name, str(layout.manifest))
 
 
 def read_remote(bucket: Bucket, name: str) -> Manifest | None:
     """Return the manifest that a bucket has of an experiment, None if it has none.
 
     Raises:
-        RunError: If it is no manifest, or names files outside the experiment's activations.
+        NoManifestError: If it is none, or names files outside the experiment's activations.
+        RunError: If S3 fails.
     """
     key = _key(name)
     try:
@@ -39,24 +125,29 @@ def read_remote(bucket: Bucket, name: str) -> Manifest | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise RunError(f"{bucket.uri(key)} is no JSON") from None
-    if not isinstance(manifest, dict) or not all(_inside(entry, name) for entry in manifest.values()):
-        raise RunError(f"{bucket.uri(key)} is no manifest of {name}'s activations")
-    return manifest
+        raise NoManifestError(f"{bucket.uri(key)} is no JSON; push --replace writes it anew") from None
+    return checked(manifest, name, bucket.uri(key))
 
 
-def publish(bucket: Bucket, name: str, entries: Manifest) -> None:
+def publish(bucket: Bucket, name: str, entries: Manifest, *, replace: bool = False) -> None:
     """Put entries into a bucket's manifest; those that others put there in the meantime stay.
 
+    Args:
+        bucket: The bucket.
+        name: The experiment.
+        entries: What is put there.
+        replace: Whether it takes the place of entries of another config, and of a manifest that is none.
+
     Raises:
+        InputError: If there are entries of another config.
         RunError: If S3 fails, or others never cease to write it.
     """
     key = _key(name)
     for _ in range(PUBLISHING_TRIES):
         stored = bucket.stored(key)
-        before = (read_remote(bucket, name) if stored else None) or {}
+        before = merged_into(bucket, name, entries, replace=replace) if stored else {}
         merged = {**before, **entries}
-        if merged == before:
+        if stored and merged == before:
             return
         try:
             bucket.put_bytes(json_text(merged).encode(), key, over=stored)
@@ -66,17 +157,72 @@ def publish(bucket: Bucket, name: str, entries: Manifest) -> None:
     raise RunError(f"{bucket.uri(key)} is being changed by others all the time")
 
 
+def merged_into(bucket: Bucket, name: str, entries: Manifest, *, replace: bool) -> Manifest:
+    """Return a bucket's manifest, into which entries are to be put.
+
+    Raises:
+        InputError: If it has entries of another config, unless they are to be replaced.
+        RunError: If it is no manifest, unless it is to be replaced, or S3 fails.
+    """
+    try:
+        before = read_remote(bucket, name) or {}
+    except NoManifestError:
+        if not replace:
+            raise
+        return {}
+    if not replace:
+        refuse_others(before, {key: entry["request_id"] for key, entry in entries.items()}, bucket.uri(name))
+    return before
+
+
+def refuse_others(there: Manifest, request_ids: dict[str, str], place: str) -> None:
+    """Refuse to mix the requests that are here with others of the same samples.
+
+    Args:
+        there: The manifest of a bucket.
+        request_ids: By key, the requests that are here, or will be.
+        place: Names the bucket.
+
+    Raises:
+        InputError: If there are others.
+    """
+    for key, request_id in request_ids.items():
+        if key in there and there[key]["request_id"] != request_id:
+            raise InputError(
+                f"{place} has activations of {key} under another config (request {there[key]['request_id']}, "
+                f"here {request_id}); choose another place, or --replace"
+            )
+
+
 def update(layout: Layout, entries: Manifest) -> None:
     """Put entries into the manifest here."""
-    before = read_json(layout.manifest) or {}
+    before = here(layout)
     merged = {**before, **entries}
-    if merged != before:
+    if merged != before or not layout.manifest.exists():
         write_json(layout.manifest, merged)
 
 
-def paths(entry: Entry) -> list[tuple[str, dict[str, Any]]]:
+def in_bucket(entry: Entry, bucket: Bucket) -> Entry:
+    """Return an entry that says that its files are in a bucket too."""
+    placed = entry.copy()
+    placed["uri"], placed["endpoint_url"] = bucket.uri(entry["save_dir"]), bucket.endpoint_url
+    return placed
+
+
+def paths(entry: Entry) -> list[tuple[str, File]]:
     """Return an entry's files, each with its path in a data folder or its key in a bucket; metadata.json is last."""
-    return [(f"{entry['save_dir']}/{file['name']}", file) for file in entry["files"]]
+    ordered = sorted(entry["files"], key=lambda file: file["name"] == METADATA)
+    return [(f"{entry['save_dir']}/{file['name']}", file) for file in ordered]
+
+
+def as_here(entry: Entry) -> Entry:
+    """Return an entry with the files that a pull of its layers has brought here."""
+    partial = entry.get("partial")
+    if partial is None:
+        return entry
+    kept = entry.copy()
+    kept["files"] = [partial if file["name"] == partial["name"] else file for file in entry["files"]]
+    return kept
 
 
 def root(entry: Entry) -> str:
@@ -86,12 +232,3 @@ def root(entry: Entry) -> str:
 
 def _key(name: str) -> str:
     return f"{name}/activations_manifest.json"
-
-
-def _inside(entry: Any, name: str) -> bool:
-    """Whether an entry's files all lie under the experiment's activations."""
-    try:
-        paths_of = [PurePosixPath(path) for path, _ in paths(entry)]
-    except (KeyError, TypeError):
-        return False
-    return all(path.parts[:2] == (name, "activations") and ".." not in path.parts for path in paths_of)

@@ -1,29 +1,30 @@
-"""Brings activations and results here from a bucket, all or a selection; what is here already, and whole, stays."""
+"""Brings results and activations here from a bucket, all or a selection; what is here already, and whole, stays."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from emopfx import hashing
+from emopfx import hashing, record
 from emopfx.errors import InputError, RunError
-from emopfx.layout import Layout, read_json
+from emopfx.layout import Layout
 from emopfx.progress import say
 from emopfx.storage import layers, manifest, parallel
-from emopfx.storage.manifest import Entry, Manifest
-from emopfx.storage.s3 import Bucket, Listed
+from emopfx.storage.files import ACTIVATIONS, is_whole, part_of
+from emopfx.storage.layers import Partial
+from emopfx.storage.manifest import Entry, File, Manifest
+from emopfx.storage.objects import Listed
+from emopfx.storage.results import is_result, refuse_other_config
+from emopfx.storage.s3 import Bucket
 from emopfx.storage.s3_errors import OtherContent
-
-ACTIVATIONS = "activations.safetensors"
-PART_SUFFIX = ".part"
 
 
 @dataclass(frozen=True)
 class Selection:
     """Which activations; an empty set takes all.
 
-    A selection of layers makes smaller files. Their entries in the manifest have their own sizes and checksums, and
-    the key `layers`.
+    A selection of layers makes smaller files, beside which the manifest's entries have the keys `layers` and
+    `partial`. Layers that are here already stay.
     """
 
     variants: frozenset[str] = frozenset()
@@ -49,36 +50,65 @@ class Selection:
         }
 
 
-def activations(layout: Layout, bucket: Bucket, selection: Selection) -> None:
+def activations(layout: Layout, bucket: Bucket, selection: Selection, *, replace: bool = False) -> None:
     """Bring activations here, each file checked against its checksum, and put them into the manifest here.
 
+    Args:
+        layout: The experiment.
+        bucket: Where they are.
+        selection: Which of them.
+        replace: Whether they take the place of those of another config.
+
     Raises:
-        InputError: If the bucket has no such experiment, variant or sample.
+        InputError: If the bucket has no such experiment, variant or sample, or here is another config's.
         RunError: If something is not here in the end; the message lists it.
     """
-    remote = manifest.read_remote(bucket, layout.name)
-    if remote is None:
-        raise InputError(f"{bucket.root} has no activations of {layout.name}")
-    entries = selection.of(remote)
-    receiver = Receiver(bucket, layout, selection.layers)
-    failures = parallel.for_each("pull-activations", entries, receiver.receive, bucket.traffic)
-    whole = {key: receiver.entries[entry["save_dir"]] for key, entry in entries.items() if key not in failures}
-    manifest.update(layout, whole)
+    entries = selection.of(_remote(layout, bucket, replace=replace))
+    with record.lock(layout):
+        receiver = Receiver(bucket, layout, selection.layers, replace=replace)
+        failures = parallel.for_each("pull-activations", entries, receiver.receive, bucket.traffic)
+        whole = {key: receiver.entries[entry["save_dir"]] for key, entry in entries.items() if key not in failures}
+        manifest.update(layout, whole)
     say(f"pull: {len(receiver.fetched)} files fetched, {len(receiver.kept)} were here")
-    parallel.report("pull", failures, len(entries), str(layout.folder))
+    parallel.report("pull", failures, len(entries), f"are not in {layout.folder}")
 
 
-def results(layout: Layout, bucket: Bucket) -> None:
+def addresses(layout: Layout, bucket: Bucket, *, replace: bool = False) -> None:
+    """Put into the manifest here where the bucket has each request, for who reads them there.
+
+    Raises:
+        InputError: If the bucket has no such experiment, or here is another config's.
+        RunError: If S3 fails.
+    """
+    entries = _remote(layout, bucket, replace=replace)
+    with record.lock(layout):
+        # What an entry says of files that are here stays true.
+        known = {key: entry for key, entry in manifest.here(layout).items() if _same(entry, entries.get(key))}
+        placed = {key: manifest.in_bucket(known.get(key, entry), bucket) for key, entry in entries.items()}
+        manifest.update(layout, placed)
+    say(f"pull: {len(entries)} requests are read from {bucket.root} where they are not here")
+
+
+def results(layout: Layout, bucket: Bucket, *, replace: bool = False) -> None:
     """Bring everything of an experiment here but its activations.
 
+    Args:
+        layout: The experiment.
+        bucket: Where it is.
+        replace: Whether files here with other content are written over.
+
     Raises:
+        InputError: If the results here are another config's, unless they are to be replaced.
         RunError: If something is not here in the end; the message lists it.
     """
-    receiver = Receiver(bucket, layout, frozenset())
-    found = {listed.key: listed for listed in _results(layout, bucket)}
-    failures = parallel.for_each("pull-results", found, receiver.receive_result, bucket.traffic)
+    if not replace:
+        parallel.patiently("pull-results", lambda: refuse_other_config(layout, bucket))
+    found = parallel.patiently("pull-results", lambda: {one.key: one for one in _results(layout, bucket)})
+    with record.lock(layout):
+        receiver = Receiver(bucket, layout, frozenset(), replace=replace)
+        failures = parallel.for_each("pull-results", found, receiver.receive_result, bucket.traffic)
     say(f"pull-results: {len(receiver.fetched)} files fetched, {len(receiver.kept)} were here")
-    parallel.report("pull-results", failures, len(found), str(layout.folder))
+    parallel.report("pull-results", failures, len(found), f"are not in {layout.folder}")
 
 
 class Receiver:
@@ -88,78 +118,103 @@ class Receiver:
         entries: By `save_dir`, what is here of each request that was received.
     """
 
-    def __init__(self, bucket: Bucket, layout: Layout, only_layers: frozenset[int]) -> None:
-        self._bucket, self._root, self._layers = bucket, layout.root, only_layers
+    def __init__(self, bucket: Bucket, layout: Layout, only_layers: frozenset[int], *, replace: bool) -> None:
+        self._bucket, self._root, self._layers, self._replace = bucket, layout.root, only_layers, replace
         # What earlier calls have brought here, of which some may be parts.
-        here = (read_json(layout.manifest) or {}).values()
-        self._here: Manifest = {entry["save_dir"]: entry for entry in here}
+        self._here = {entry["save_dir"]: entry for entry in manifest.here(layout).values()}
         self.entries: Manifest = {}
         self.fetched: list[str] = []
         self.kept: list[str] = []
 
     def receive(self, entry: Entry) -> None:
         """Fetch a request's files; metadata.json comes last and marks them as whole."""
-        layers_only = bool(self._layers) and not self._whole(entry)
-        files = [self._receive_file(path, file, layers_only=layers_only) for path, file in manifest.paths(entry)]
-        partial = {"layers": sorted(self._layers)} if layers_only else {}
-        self.entries[entry["save_dir"]] = {**entry, "files": files, **partial}
+        received = manifest.in_bucket(entry, self._bucket)
+        layers_only = bool(self._layers) and not self._is_here(entry)
+        for path, file in manifest.paths(entry):
+            if layers_only and file["name"] == ACTIVATIONS:
+                received["layers"], received["partial"] = self._receive_layers(entry["save_dir"], path, file)
+            else:
+                self._receive_file(path, file)
+        self.entries[entry["save_dir"]] = received
 
-    def _receive_file(self, path: str, file: dict[str, Any], *, layers_only: bool) -> dict[str, Any]:
+    def _receive_file(self, path: str, file: File) -> None:
         target = self._root / path
-        if layers_only and file["name"] == ACTIVATIONS:
-            return self._receive_layers(path, target)
-        if _is_whole(target, file):
+        if is_whole(target, file["bytes"], file["sha256"]):
             self.kept.append(path)
-            return file
-        part = _part(target)
-        sha256 = self._bucket.fetch(path, part, file["bytes"])
-        if sha256 != file["sha256"]:
-            part.unlink()
-            raise OtherContent(f"{self._bucket.uri(path)} has other content than its checksum says")
-        part.replace(target)
+            return
+        with _part(target) as part:
+            if self._bucket.fetch(path, part, file["bytes"]) != file["sha256"]:
+                raise OtherContent(f"{self._bucket.uri(path)} has other content than its checksum says")
+            part.replace(target)
         self.fetched.append(path)
-        return file
 
-    def _receive_layers(self, path: str, target: Path) -> dict[str, Any]:
-        before = self._here.get(str(PurePosixPath(path).parent), {})
-        if before.get("layers") == sorted(self._layers):
-            file: dict[str, Any] = next(file for file in before["files"] if file["name"] == ACTIVATIONS)
-            if _is_whole(target, file):
-                self.kept.append(path)
-                return file
-        part = _part(target)
-        layers.fetch(self._bucket, path, part, self._layers)
-        file = {"name": target.name, "bytes": part.stat().st_size, "sha256": hashing.file_sha256(part)}
-        part.replace(target)
+    def _receive_layers(self, save_dir: str, path: str, file: File) -> tuple[list[int], File]:
+        target = self._root / path
+        known = self._here[save_dir].get("partial") if save_dir in self._here else None
+        before = None
+        if known and is_whole(target, known["bytes"], known["sha256"]):
+            before = Partial.open(target)
+        if known and before and self._layers <= before.layers:
+            self.kept.append(path)
+            return sorted(before.layers), known
+        wanted = self._layers | (before.layers if before else set())
+        with _part(target) as part:
+            layers.fetch(self._bucket, path, part, wanted, file, before)
+            partial: File = {
+                "name": target.name,
+                "bytes": part.stat().st_size,
+                "sha256": hashing.file_sha256(part),
+            }
+            part.replace(target)
         self.fetched.append(path)
-        return file
+        return sorted(wanted), partial
 
-    def _whole(self, entry: Entry) -> bool:
+    def _is_here(self, entry: Entry) -> bool:
         """Whether all of a request's activations are here."""
-        return all(_is_whole(self._root / path, file) for path, file in manifest.paths(entry))
+        return all(is_whole(self._root / path, file["bytes"], file["sha256"]) for path, file in manifest.paths(entry))
 
     def receive_result(self, listed: Listed) -> None:
         """Fetch an object, unless its content is here."""
         stored = self._bucket.stored(listed.key)
         if stored is None:
             raise RunError(f"{self._bucket.uri(listed.key)} went away while it was fetched")
-        file = {"name": PurePosixPath(listed.key).name, "bytes": stored.bytes, "sha256": stored.sha256}
-        self._receive_file(listed.key, file, layers_only=False)
+        sha256 = stored.sha256 or self._bucket.sha256(listed.key, stored.bytes)
+        target = self._root / listed.key
+        if not self._replace and target.exists() and not is_whole(target, stored.bytes, sha256):
+            raise RunError(f"{target} has other content; pull --replace writes over it")
+        self._receive_file(
+            listed.key, {"name": PurePosixPath(listed.key).name, "bytes": stored.bytes, "sha256": sha256}
+        )
 
 
-def _is_whole(path: Path, file: dict[str, Any]) -> bool:
-    if not path.is_file() or path.stat().st_size != file["bytes"]:
-        return False
-    return bool(hashing.file_sha256(path) == file["sha256"])
+def _remote(layout: Layout, bucket: Bucket, *, replace: bool) -> Manifest:
+    remote = parallel.patiently("pull", lambda: manifest.read_remote(bucket, layout.name))
+    if remote is None:
+        raise InputError(f"{bucket.root} has no activations of {layout.name}")
+    if not replace:
+        here = {key: entry["request_id"] for key, entry in manifest.here(layout).items()}
+        manifest.refuse_others(remote, here, bucket.uri(layout.name))
+    return remote
 
 
-def _part(target: Path) -> Path:
+def _same(here: Entry, there: Entry | None) -> bool:
+    return there is not None and (here["save_dir"], here["files"]) == (there["save_dir"], there["files"])
+
+
+@contextmanager
+def _part(target: Path) -> Iterator[Path]:
+    """Yield where a file is written before it is whole; what is left there goes."""
     # A crash may lose what is not synced; as the checksum is compared at the next call, nothing wrong can stay.
-    return target.with_name(f".{target.name}{PART_SUFFIX}")
+    part = part_of(target)
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _results(layout: Layout, bucket: Bucket) -> Iterator[Listed]:
     for listed in bucket.list(f"{layout.name}/"):
-        parts = PurePosixPath(listed.key).parts
-        if parts[1] not in ("activations", layout.manifest.name) and ".." not in parts:
+        path = PurePosixPath(listed.key)
+        # Consoles mark folders by objects whose keys end with a slash.
+        if str(path) == listed.key and ".." not in path.parts and is_result(path.relative_to(layout.name)):
             yield listed

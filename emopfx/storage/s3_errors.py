@@ -1,5 +1,6 @@
 """What can go wrong with S3, in one sentence each."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,13 +8,26 @@ from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTT
 
 from emopfx.errors import RunError
 
+# What is wrong with the bucket or with the credentials, and would be with every other object.
+OF_ALL_OBJECTS = {
+    *("NoSuchBucket", "InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed", "InvalidAccessKeyId"),
+    *("SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"),
+    *("AllAccessDisabled", "AccountProblem", "NotSignedUp"),
+}
+# A user and a password in an address, as boto3's own settings may have them.
+USER_INFO = re.compile(r"//[^/\s]*@")
+
 
 class Taken(Exception):
-    """Another object stands where one was to be written."""
+    """Another object stands where one was to be written, or was read."""
 
 
 class OtherContent(RunError):
     """A file's bytes are not those that its checksum says."""
+
+
+class Refused(RunError):
+    """S3 does not do what it was asked to do with one object."""
 
 
 class Unavailable(RunError):
@@ -40,6 +54,7 @@ def explained(root: str, key: str = "") -> Iterator[None]:
         FileNotFoundError: If there is no such object.
         EOFError: If a range begins where the object has ended.
         Taken: If an object is not the one that the request asked for.
+        Refused: If something else is wrong with this object.
         Unavailable: If anything else is wrong.
     """
     try:
@@ -49,9 +64,14 @@ def explained(root: str, key: str = "") -> Iterator[None]:
     except NoCredentialsError:
         raise Unavailable(f"{root}: boto3 found no credentials (environment, profile, role)") from None
     except (HTTPClientError, ConnectionError) as error:
-        raise Away(f"{root}: {error}") from None
+        raise Away(f"{root}: {without_user(str(error))}") from None
     except BotoCoreError as error:
-        raise Unavailable(f"{root}: {error}") from None
+        raise Unavailable(f"{root}: {without_user(str(error))}") from None
+
+
+def without_user(text: str) -> str:
+    """Return a text without the users and passwords of the addresses in it."""
+    return USER_INFO.sub("//", text)
 
 
 def _meaning(error: ClientError, root: str, key: str) -> Exception:
@@ -60,9 +80,13 @@ def _meaning(error: ClientError, root: str, key: str) -> Exception:
     # NoSuchUpload: an earlier try ended it, and its answer was lost on the way.
     if status == 412 or code in ("ConditionalRequestConflict", "NoSuchUpload"):
         return Taken()
-    if status == 404 and code != "NoSuchBucket":
+    if status == 404 and code not in OF_ALL_OBJECTS:
         return FileNotFoundError(f"{root}/{key} is missing")
     if status == 416:
         return EOFError(f"{root}/{key} ends earlier")
-    kind = Away if status == 429 or (status and status >= 500) else Unavailable
-    return kind(f"{root}: {message or status} ({code})")
+    said = f"{without_user(message) or status} ({code})"
+    if status == 429 or code in ("SlowDown", "RequestTimeout") or (status and status >= 500):
+        return Away(f"{root}: {said}")
+    if code in OF_ALL_OBJECTS or not key:
+        return Unavailable(f"{root}: {said}")
+    return Refused(f"{root}/{key}: {said}")

@@ -8,6 +8,7 @@ shrinks it all, to try the script on a CPU.
 """
 
 import argparse
+import gc
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -116,6 +117,7 @@ def measure(shape: str, concurrent: int, new_tokens: tuple[int, int], rounds: in
         jobs = make_jobs(loaded, concurrent, new_tokens)
         found = speeds(static(loaded, jobs), jobs, rounds)
         del loaded
+        gc.collect()  # nnsight's view of the model holds it in circles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         with served(name, jobs) as ways:

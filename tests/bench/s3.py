@@ -139,10 +139,13 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ |= CREDENTIALS
     version = subprocess.run([arguments.aws, "--version"], check=True, capture_output=True, text=True).stdout.split()[0]
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as root, moto() as url:
         result = run(url, arguments.aws, arguments.rounds, Path(root))
     result |= {"rounds": arguments.rounds, "boto3": boto3.__version__, "aws": version}
-    result["machine"] = {"cores": os.cpu_count(), "python": platform.python_version()}
+    # What else the machine had to do: with more than a core's worth, the ratios say less.
+    load = [round(busy, 1) for busy in (load_before, os.getloadavg()[0])]
+    result["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "load before and after": load}
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     table = Table("how many times as fast as", "ratio")

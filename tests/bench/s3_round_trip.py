@@ -46,7 +46,7 @@ def round_trip(layout: Layout, door: Gate) -> None:
         print(f"{name}: {said}; {dict(door.asked)} in {time.monotonic() - start:.0f} s")
 
     with subprocess.Popen(command("push"), stderr=subprocess.DEVNULL) as process:
-        while door.asked["PUT"] < REQUESTS:
+        while door.asked["PUT"] < REQUESTS and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     first = door.asked["PUT"]

@@ -149,7 +149,7 @@ def write_speed(loaded: LoadedModel, folder: Path, rows: int = 2000) -> float:
     capture = Capture(spec, rows, 1)
     capture.take(spec.layout.allocate(rows, torch.bfloat16, "cpu"), spec.layout, 0, 0, list(range(rows)))
     size = rows * spec.layout.row_bytes(spec.dtype)
-    runs = [timed(partial(commit, folder / str(i), str(i), capture, {}, {})) for i in range(5)]
+    runs = [timed(partial(commit, folder / str(i), capture, {}, {})) for i in range(5)]
     return size / median(runs) / 1e6
 
 

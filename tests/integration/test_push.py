@@ -8,11 +8,13 @@ import boto3
 import pytest
 import yaml
 
-from emopfx import cli
+from emopfx import cli, units
 from emopfx.layout import Layout
+from emopfx.sampling import SamplingError
 from emopfx.storage import inventory, manifest, pull
 from emopfx.storage.pull import Selection
 from emopfx.storage.s3 import Bucket
+from emopfx.units import Unit
 from tests.emopfx.storage.s3_service import CREDENTIALS, Gate, content, gate, moto
 
 STORIES = Path(__file__).parents[2] / "manifests" / "experiments" / "demo-stories.jsonl"
@@ -85,8 +87,19 @@ def test_what_a_run_makes_is_in_the_bucket_when_it_is_done(
     assert run(layout.root, door, push=True) == 0
     assert "0 requests sent" in capsys.readouterr().err
     assert {
-        entry["uri"].startswith("s3://kept/here/nano/activations/") for entry in manifest.read(layout).values()
+        str(entry["uri"]).startswith("s3://kept/here/nano/activations/") for entry in manifest.read(layout).values()
     } == {True}
+
+    # Nor what is there as a whole and here in part.
+    place = ["--name", "nano", "--results", str(layout.root)]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["activations", "pull", *place, "--layers", "1"])
+    assert end.value.code == 0
+    partial = content(layout.folder / "activations")
+    assert run(layout.root, door, push=True) == 0
+    assert "0 requests sent" in capsys.readouterr().err
+    assert content(layout.folder / "activations") == partial
+    assert {tuple(entry["layers"]) for entry in manifest.read(layout).values()} == {(1,)}
 
 
 def test_answers_are_sent_while_others_are_generated(tmp_path: Path, door: Gate) -> None:
@@ -102,3 +115,35 @@ def test_answers_are_sent_while_others_are_generated(tmp_path: Path, door: Gate)
         patch.setattr("emopfx.storage.push.everything", end)
         assert run(layout.root, door, push="continuous") == 0
     assert sent == [f"nano/activations/{name}" for name in content(layout.folder / "activations")]
+
+
+def test_what_there_is_goes_to_the_bucket_where_too_many_samples_failed(
+    tmp_path: Path, door: Gate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = Layout(tmp_path / "results", "nano")
+    saved = units.save
+
+    def save(unit: Unit, *arguments: Any) -> None:
+        if unit.variant == "calm":
+            raise SamplingError("no")
+        saved(unit, *arguments)
+
+    monkeypatch.setattr("emopfx.stages.generate.save", save)
+    assert run(layout.root, door, push=True) == 1
+    said = capsys.readouterr().err
+    assert "3 of 6 samples failed" in said.splitlines()[-1]
+    with Bucket("s3://kept/here", door.url) as bucket:
+        assert (manifest.read_remote(bucket, "nano") or {}).keys() == manifest.read(layout).keys()
+        assert len(manifest.read(layout)) == 3
+        inventory.verify(layout, bucket)
+
+
+def test_another_configs_place_is_refused_before_anything_is_generated(
+    tmp_path: Path, door: Gate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = Layout(tmp_path / "results", "nano")
+    with Bucket("s3://kept/here", door.url) as bucket:
+        bucket.put_bytes(b'{"hash": "other"}', "nano/experiment_config.json")
+    assert run(layout.root, door, push="continuous") == 2
+    assert "has results of another config (hash other, here" in capsys.readouterr().err
+    assert not (layout.folder / "server.log").exists()

@@ -65,6 +65,9 @@ class Gate:
         delay: Seconds by which each request is late.
         closed: Whether no request gets through.
         closing_after: By operation, after how many more of them nothing gets through any more.
+        away_seconds: After how long something gets through again then; 0 is never.
+        lost: By operation, how many of the next ones are done, but not answered.
+        refused: Requests whose path has this in it are not allowed.
         broken: How many of the next answers to GET end half way.
     """
 
@@ -75,9 +78,28 @@ class Gate:
     delay: float = 0.0
     closed: bool = False
     closing_after: dict[str, int] = field(default_factory=dict)
+    away_seconds: float = 0.0
+    lost: Counter[str] = field(default_factory=Counter)
+    refused: str | None = None
     broken: int = 0
     chance: random.Random = field(default_factory=lambda: random.Random(0))
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, name: str) -> None:
+        """Count a request, and close where it is one too many."""
+        self.asked[name] += 1
+        if name not in self.closing_after:
+            return
+        self.closing_after[name] -= 1
+        if self.closing_after[name] < 0 and not self.closed:
+            self.closed = True
+            if self.away_seconds:
+                del self.closing_after[name]
+                threading.Timer(self.away_seconds, self.open).start()
+
+    def open(self) -> None:
+        """Let requests through again."""
+        self.closed = False
 
 
 @contextmanager
@@ -97,14 +119,18 @@ def gate(service: str) -> Iterator[Gate]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with control.lock:
                 name = operation(self.command, self.path)
-                control.asked[name] += 1
-                if name in control.closing_after:
-                    control.closing_after[name] -= 1
-                    control.closed |= control.closing_after[name] < 0
+                control.count(name)
+                unanswered = control.lost[name] > 0
+                control.lost[name] -= unanswered
                 fails, lost = control.chance.random() < control.failing, control.chance.random() < 0.5
             time.sleep(control.delay)
             if control.closed or (fails and lost):
                 self.close_connection = True
+            elif unanswered:
+                self.ask(body)
+                self.close_connection = True
+            elif control.refused and control.refused in self.path:
+                self.answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
             elif fails:
                 self.answer(503, {}, b"<Error><Code>ServiceUnavailable</Code><Message>no</Message></Error>")
             else:
@@ -131,10 +157,11 @@ def gate(service: str) -> Iterator[Gate]:
                 control.broken -= breaks
             if breaks:
                 content, self.close_connection = content[: len(content) // 2], True
+            with control.lock:
+                # Before the client has them: it may look at once.
+                control.received += len(content) * (self.command == "GET")
             if self.command != "HEAD":
                 self.wfile.write(content)
-            with control.lock:
-                control.received += len(content) * (self.command == "GET")
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward
 

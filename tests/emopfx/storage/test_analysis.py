@@ -1,11 +1,14 @@
 """Probes of activations that are only in S3."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 
-from emopfx.analysis.activations import LocalFiles, having
+from emopfx.analysis.activations import Activations, LocalFiles, having, open_answers
+from emopfx.analysis.answers import Answer
 from emopfx.analysis.probes import probe
+from emopfx.analysis.schema import Probes
 from emopfx.config import Probes as Settings
 from emopfx.layout import Layout, write_json
 from emopfx.storage import push
@@ -17,32 +20,68 @@ from tests.emopfx.storage.s3_service import Gate
 AXIS = np.eye(16, dtype=np.float32)
 NOTHING = np.zeros(16, np.float32)
 LAYERS = 3
+# The first read of a file, which holds its header and positions.
+HEAD = 1 << 14
 
 
 def plant(layer: int, variant: str, correct: bool) -> Floats:
     return 4 * AXIS[3] if layer == 1 and variant == "calm" else NOTHING
 
 
+def keep(layout: Layout, answers: list[Answer]) -> None:
+    """Write the manifest of answers."""
+    entries = {
+        answer.key: {**(answer.breadcrumb or {}), "request_id": answer.question, "uri": None, "tokens": TOKENS}
+        for answer in answers
+    }
+    write_json(layout.manifest, entries)
+
+
+def run(opened: Activations, answers: list[Answer], folder: Path) -> Probes:
+    settings = Settings(features=["last"], folds=3)
+    return probe(opened, answers, "control", settings, folder, {"experiment": "nano"})
+
+
 def test_probes_from_a_bucket_equal_those_from_the_disk(layout: Layout, bucket: Bucket, door: Gate) -> None:
     answers = experiment(layout.root, ["control", "calm"], 30, plant, layers=LAYERS)
-    write_json(
-        layout.manifest,
-        {
-            answer.key: {**(answer.breadcrumb or {}), "request_id": answer.question, "uri": None, "tokens": TOKENS}
-            for answer in answers
-        },
-    )
-    settings = Settings(features=["last"], folds=3)
-    here = probe(LocalFiles(layout.root), answers, settings, layout.folder / "here", {"experiment": "nano"})
+    keep(layout, answers)
+    here = run(open_answers(LocalFiles(layout.root), answers), answers, layout.folder / "here")
     push.activations(layout, bucket)
     size = sum(file["bytes"] for answer in answers for file in (answer.breadcrumb or {})["files"])
     shutil.rmtree(layout.folder / "activations")
-    with PushedFiles(layout, door.url) as source:
+    with PushedFiles(layout) as source:
         assert all(having(source, answers))
         door.asked.clear()
         before = door.received
-        there = probe(source, answers, settings, layout.folder / "there", {"experiment": "nano"})
+        there = run(open_answers(source, answers), answers, layout.folder / "there")
     assert there == here
     assert {probe.hook_point for task in there.tasks for probe in task.probes} == {HOOK_POINT}
     assert door.asked.keys() == {"GET"}
     assert door.received - before <= 2 * size
+
+
+def test_one_layer_is_read_by_its_bytes_alone_and_what_is_before_it_once(
+    layout: Layout, bucket: Bucket, door: Gate
+) -> None:
+    answers = experiment(layout.root, ["control", "calm"], 5, lambda *_: np.zeros(4096, np.float32), width=4096)
+    keep(layout, answers)
+    local = open_answers(LocalFiles(layout.root), answers)
+    before = dict(local.rows(local.sites[1], "all"))
+    push.activations(layout, bucket)
+    shutil.rmtree(layout.folder / "activations")
+    door.asked.clear()
+    received = door.received
+    with PushedFiles(layout) as source:
+        opened = open_answers(source, answers)
+        opening = door.asked["GET"], door.received - received
+        rows = dict(opened.rows(opened.sites[1], "all"))
+        assert {key: (rows[key] == before[key]).all() for key in before} == dict.fromkeys(before, True)
+        asked, moved = door.asked["GET"] - opening[0], door.received - received - opening[1]
+        # One ranged GET for each file, of just the layer's bytes.
+        assert (asked, moved) == (len(answers), len(answers) * TOKENS * 4096 * 4)
+        # What is opened again is not asked for again, but for the byte that proves a file's length.
+        probes = opening[0] - len(answers)
+        assert opening == (len(answers) + probes, len(answers) * HEAD + probes)
+        assert probes in (0, len(answers))
+        open_answers(source, answers)
+    assert door.asked == {"GET": 2 * len(answers) + 2 * probes}

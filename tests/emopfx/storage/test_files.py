@@ -67,3 +67,12 @@ def test_the_server_is_asked_for_what_is_not_here(
 def test_what_is_neither_here_nor_there_is_missing(tmp_path: Path, entry: dict[str, Any]) -> None:
     with serve(lambda request: error(404, "nothing")) as server, ServerApi(server.url) as api:
         assert str(problem(entry, tmp_path, api, checksums=False)).startswith("there is no folder")
+
+
+def test_a_folder_that_was_not_completed_is_not_here(tmp_path: Path, entry: dict[str, Any], file: Path) -> None:
+    file.write_bytes(CONTENT[:-1])
+    listed = [{"name": "activations.safetensors", "type": "file", "bytes": len(CONTENT)}]
+    with serve(lambda request: Reply(body={"entries": listed})) as server, ServerApi(server.url) as api:
+        assert problem(entry, tmp_path, api, checksums=False) is None
+        (file.parent / "metadata.json").write_text("{}")
+        assert str(problem(entry, tmp_path, api, checksums=False)).endswith("has 15 bytes, not 16")

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from emopfx import cli
 from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout, write_json, write_text
 from emopfx.storage import inventory, manifest, pull, push
+from emopfx.storage.objects import Listed
+from emopfx.storage.parts import WORKERS
 from emopfx.storage.pull import Selection
-from emopfx.storage.s3 import WORKERS, Bucket
+from emopfx.storage.s3 import Bucket
+from emopfx.storage.sender import Sender
 from tests.emopfx.storage.s3_service import CREDENTIALS, Gate, content, make_requests
 
 EVERYTHING = Selection()
@@ -50,12 +53,13 @@ def activations(layout: Layout) -> dict[str, bytes]:
 def test_goes_on_after_a_kill_and_comes_back_byte_for_byte(
     layout: Layout, uri: str, door: Gate, emopfx: Command
 ) -> None:
-    count = 100
-    make_requests(layout, count)
+    count = 300
+    make_requests(layout, count, tokens=16, width=200)  # 31 MB
     before = activations(layout)
     line = [sys.executable, "-m", "emopfx.cli", *command(layout, uri, door, "push")]
     with subprocess.Popen(line, stderr=subprocess.DEVNULL) as process:
-        while door.asked["PUT"] < count:  # half of the files
+        ends = time.monotonic() + 120
+        while door.asked["PUT"] < count and process.poll() is None and time.monotonic() < ends:  # half of the files
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
     first = door.asked["PUT"]
@@ -118,7 +122,8 @@ def test_another_config_of_the_same_name_is_not_written_over(layout: Layout, buc
     entries = manifest.read(layout)
     folder = layout.root / entries["calm/a_0001"]["save_dir"]
     folder.rename(folder.with_name("other"))
-    changed = {**entries["calm/a_0001"], "request_id": "other", "save_dir": "nano/activations/calm/a_0001/other"}
+    place = {"save_dir": "nano/activations/calm/a_0001/other", "uri": None}
+    changed = {**entries["calm/a_0001"], "request_id": "other", **place}
     write_json(layout.manifest, {**entries, "calm/a_0001": changed})
     with pytest.raises(InputError, match=r"calm/a_0001 under another config \(request r00001, here other\)"):
         push.activations(layout, bucket)
@@ -217,7 +222,7 @@ def test_files_here_are_deleted_only_where_the_bucket_has_them_whole(layout: Lay
     push.activations(layout, bucket)
     before = activations(layout)
     key = "nano/activations/calm/a_0001/r00001/activations.safetensors"
-    sender = push.Sender(bucket, layout.root, set(), replace=False)
+    sender = Sender(bucket, layout.root, set(), replace=False)
     bucket.put_bytes(b"other", key, over=bucket.stored(key))
     with pytest.raises(RunError, match="is not whole; the files here are kept"):
         sender.delete_entry(manifest.read(layout)["calm/a_0001"])
@@ -285,7 +290,7 @@ def test_results_go_and_come_too(layout: Layout, bucket: Bucket, tmp_path: Path)
     push.results(layout, bucket)
     other = Layout(tmp_path / "other", "nano")
     pull.results(other, bucket)
-    expected = {**texts, "report.json": '{"newer": 1}'}
+    expected = {**texts, "report.json": '{"newer": 1}', ".lock": ""}
     assert content(other.folder) == {name: text.encode() for name, text in expected.items()}
 
 
@@ -323,6 +328,27 @@ def test_prune_deletes_what_no_manifest_names(
     inventory.verify(layout, bucket)
 
 
+def test_prune_sees_what_was_pushed_while_it_listed(layout: Layout, bucket: Bucket) -> None:
+    make_requests(layout, 2)
+    whole = manifest.read(layout)
+    write_json(layout.manifest, {"calm/a_0001": whole["calm/a_0001"]})
+    push.activations(layout, bucket)
+    write_json(layout.manifest, whole)
+    unfinished, entry = bucket.unfinished, whole["control/a_0001"]
+    key = manifest.paths(entry)[1][0]
+    bucket.put_bytes((layout.root / key).read_bytes(), key)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def meanwhile(folder: str) -> Iterator[Listed]:
+            patch.undo()
+            push.activations(layout, bucket)
+            return unfinished(folder)
+
+        patch.setattr(bucket, "unfinished", meanwhile)
+        inventory.prune(bucket, "nano", older_than=timedelta(0), delete=True)
+    inventory.verify(layout, bucket)
+
+
 def test_ls_says_what_is_complete(layout: Layout, uri: str, bucket: Bucket, door: Gate, emopfx: Command) -> None:
     make_requests(layout, 6)
     push.activations(layout, bucket)
@@ -346,3 +372,53 @@ def test_credentials_are_neither_printed_nor_kept(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         assert not any(CREDENTIALS[name] in text for text in printed)
         assert not any(CREDENTIALS[name].encode() in text for text in kept)
+
+
+def test_a_secret_in_an_address_is_refused_and_not_repeated(
+    layout: Layout, uri: str, door: Gate, emopfx: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_requests(layout, 1)
+    for flags in (
+        ("--endpoint-url", "http://me:hush@127.0.0.1:1"),
+        ("--uri", "s3://me:hush@bucket/prefix"),
+        ("--uri", "s3://me:hush"),
+        ("--uri", "S3://me:hush@bucket"),
+        ("--endpoint-url", "foo"),
+    ):
+        code, said = emopfx(layout, uri, door, "push", *flags)
+        assert code == 2
+        assert re.fullmatch("emopfx: an (S3 URI|endpoint) is .*\n", said)
+        assert "hush" not in said
+    # Nor one that boto3's own settings have.
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", door.url.replace("//", "//me:hush@"))
+    door.closed = True
+    with Bucket(uri) as bucket:
+        monkeypatch.setattr("emopfx.storage.s3.ATTEMPTS", 1)
+        with pytest.raises(RunError) as raised:
+            bucket.read("x")
+    assert "hush" not in str(raised.value)
+
+
+def test_a_name_is_checked_before_anything_is_made(layout: Layout, uri: str, door: Gate, emopfx: Command) -> None:
+    for name in ("../victim", "a/b", "", "Nano", "nano\n"):
+        for verb in ("push", "pull", "verify", "prune", "ls"):
+            code, said = emopfx(Layout(layout.root, name), uri, door, verb)
+            assert (code, "emopfx: --name must be" in said) == (2, True)
+    for verb, reason in (("push", "there is no experiment nano in"), ("pull", "has no activations of nano")):
+        code, said = emopfx(layout, uri, door, verb)
+        assert (code, reason in said) == (2, True)
+    assert list(layout.root.parent.rglob("*")) == []
+
+
+def test_results_alone_are_pulled_with_the_addresses_of_the_rest(
+    layout: Layout, uri: str, door: Gate, emopfx: Command, tmp_path: Path
+) -> None:
+    make_requests(layout, 2)
+    write_text(layout.report("json"), "{}")
+    assert emopfx(layout, uri, door, "push", "--with-results")[0] == 0
+    other = Layout(tmp_path / "other", "nano")
+    code, said = emopfx(other, uri, door, "pull", "--results-only")
+    assert (code, f"pull: 2 requests are read from {uri} where they are not here" in said) == (0, True)
+    assert content(other.folder).keys() == {".lock", "report.json", "activations_manifest.json"}
+    code, said = emopfx(other, uri, door, "pull", "--results-only", "--layers", "2")
+    assert (code, "--results-only takes no" in said) == (2, True)

@@ -7,9 +7,10 @@ import pytest
 
 from emopfx.errors import InputError
 from emopfx.storage import s3
-from emopfx.storage.s3 import PART_BYTES, Bucket
+from emopfx.storage.parts import PART_BYTES
+from emopfx.storage.s3 import Bucket
 from emopfx.storage.s3_errors import OtherContent, Taken, Unavailable
-from emopfx.storage.traffic import Traffic
+from emopfx.storage.traffic import CHUNK_BYTES, Traffic
 from tests.emopfx.storage.s3_service import CREDENTIALS, Gate
 
 LARGE = 2 * PART_BYTES + 5
@@ -129,9 +130,29 @@ def test_what_is_wrong_with_the_service_is_one_sentence(
 def test_bytes_over_the_limit_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("emopfx.storage.traffic.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("emopfx.storage.traffic.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     limited = Traffic(100)
+    monkeypatch.setattr(limited._stopped, "wait", lambda seconds: now.__setitem__(0, now[0] + seconds))
     for _ in range(11):
         limited.spend(50)
     assert now[0] == pytest.approx(5.0)
     assert limited.bytes == 550
+
+
+def test_what_is_sent_and_received_goes_in_small_pieces(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = write(tmp_path / "a", LARGE)
+    pieces: list[int] = []
+    spend = bucket.traffic.spend
+
+    def noted(count: int) -> None:
+        pieces.append(count)
+        spend(count)
+
+    monkeypatch.setattr(bucket.traffic, "spend", noted)
+    bucket.put(tmp_path / "a", "x/a", sha256)
+    assert (sum(pieces), max(pieces)) == (LARGE, CHUNK_BYTES)
+    pieces.clear()
+    assert bucket.fetch("x/a", tmp_path / "b", LARGE) == sha256
+    assert (sum(pieces), max(pieces)) == (LARGE, CHUNK_BYTES)
+    assert bucket.traffic.bytes == 2 * LARGE

@@ -4,7 +4,7 @@ import pytest
 
 from emopfx.errors import RunError
 from emopfx.layout import Layout
-from emopfx.storage import manifest, push, s3
+from emopfx.storage import manifest, parallel, push, s3
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.source import PushedFiles
 from tests.emopfx.storage.s3_service import Gate, make_requests
@@ -15,6 +15,7 @@ RANGES = [(0, 8), (100, 50), (0, 1 << 20), (1 << 20, 5)]
 def test_reads_the_same_from_the_bucket_as_from_the_disk(layout: Layout, bucket: Bucket, door: Gate) -> None:
     make_requests(layout, 4)
     push.activations(layout, bucket)
+    size = sum(file["bytes"] for entry in manifest.read(layout).values() for _, file in manifest.paths(entry))
     names = [path for entry in manifest.read(layout).values() for path, _ in manifest.paths(entry)]
     with PushedFiles(layout, door.url) as files:
         door.asked.clear()
@@ -23,8 +24,14 @@ def test_reads_the_same_from_the_bucket_as_from_the_disk(layout: Layout, bucket:
     push.activations(layout, bucket, delete_local=True)
     with PushedFiles(layout, door.url) as files:
         door.asked.clear()
+        received = door.received
         assert {key: files.read(*key) for key in before} == before
-        assert door.asked == {"GET": len(before)}
+        # The first bytes, then later ones (which metadata.json has not), then the rest; nothing past the end.
+        assert door.asked == {"GET": 5 * len(names) // 2}
+        assert door.received - received == size + 50 * len(names) // 2
+        assert {key: files.read(*key) for key in before} == before
+        assert door.asked == {"GET": 5 * len(names) // 2}
+    with PushedFiles(layout, door.url) as files:
         received = door.received
         files.read(names[0], 100, 50)
         assert door.received - received == 50
@@ -42,6 +49,7 @@ def test_a_file_that_is_nowhere_is_an_error_of_that_file_and_an_outage_is_not(
     with PushedFiles(layout, door.url) as files, pytest.raises(FileNotFoundError, match=f"{name} is missing"):
         files.read(name, 0, 8)
     monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(parallel, "PAUSES", ())
     door.closed = True
     with PushedFiles(layout, door.url) as files, pytest.raises(RunError):
         files.read(name, 0, 8)

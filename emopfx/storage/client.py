@@ -1,0 +1,38 @@
+"""boto3's client of an S3 service."""
+
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+
+from emopfx.errors import InputError
+from emopfx.storage.parts import WORKERS
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+def connect(endpoint_url: str | None, attempts: int) -> "S3Client":
+    """Return a client, which finds its credentials by itself.
+
+    Args:
+        endpoint_url: Address of the service, if it is not AWS or is not named by boto3's own settings.
+        attempts: How often a request is sent at most.
+
+    Raises:
+        InputError: If the address in boto3's own settings is none.
+    """
+    config = Config(
+        retries={"mode": "adaptive", "total_max_attempts": attempts},
+        max_pool_connections=2 * WORKERS,
+        connect_timeout=10,
+        read_timeout=60,
+        # Content is compared with the manifest's checksums, however it was written.
+        response_checksum_validation="when_required",
+        # Every body goes with its checksum, which is signed: to sign the body too would only hash it once more.
+        s3={"payload_signing_enabled": False},
+    )
+    try:
+        return boto3.Session().client("s3", endpoint_url=endpoint_url, config=config)
+    except ValueError:
+        raise InputError("the address of S3 in boto3's own settings is none") from None

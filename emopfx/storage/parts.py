@@ -1,0 +1,210 @@
+"""Moves large objects in parts, of which a bounded number are in memory and under way at once."""
+
+import base64
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emopfx.storage.s3_errors import OtherContent, Refused, Taken, Unavailable, explained
+from emopfx.storage.traffic import Paced, Traffic
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, PartTypeDef
+
+# Up to this size an object goes in one piece. A larger one goes in parts, at most as many as S3 allows.
+PART_BYTES = 8 << 20
+MOST_PARTS = 10_000
+# Threads that each hold at most one part.
+WORKERS = 16
+
+
+class Parts:
+    """Sends and fetches objects in parts.
+
+    Args:
+        client: boto3's.
+        root: The URI under which keys are, for messages.
+        traffic: Counts what is moved.
+    """
+
+    def __init__(self, client: "S3Client", root: str, traffic: Traffic) -> None:
+        self._client, self._root, self._traffic = client, root, traffic
+        self._pool = ThreadPoolExecutor(WORKERS, "s3-part")
+        self._slots = threading.BoundedSemaphore(WORKERS)
+
+    def close(self) -> None:
+        """Begin nothing more, and wait for what is under way."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def stream(self, read: Callable[[int, int], Sequence[bytes]], start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes of a range in order, while the next parts of it are read.
+
+        Args:
+            read: Reads a part, in pieces, given where it starts and how long it is.
+            start: Where the range begins.
+            end: Where it ends.
+        """
+        todo, ahead = deque(range(start, end, PART_BYTES)), deque[Future[Sequence[bytes]]]()
+        try:
+            while todo or ahead:
+                # Waits only as long as nothing is ahead: who holds a part must be free to let go of it.
+                while todo and self._slots.acquire(blocking=not ahead):
+                    begin = todo.popleft()
+                    ahead.append(self._pool.submit(read, begin, min(PART_BYTES, end - begin)))
+                yield from ahead[0].result()
+                ahead.popleft()
+                self._slots.release()
+        finally:
+            for part in ahead:
+                part.cancel()
+            wait(ahead)
+            for _ in ahead:
+                self._slots.release()
+
+    def put(self, path: Path, key: str, place: dict[str, Any], sha256: str, condition: Mapping[str, Any]) -> None:
+        """Write a large file as an object; of an upload that was broken off, only the rest is sent.
+
+        Args:
+            path: The file.
+            key: Where it goes, for messages.
+            place: Bucket and key as boto3 takes them.
+            sha256: What its content must be (hex).
+            condition: What must be so for the object to be written.
+
+        Raises:
+            OtherContent: If the file has other content.
+            Taken: If the condition is not met.
+            Refused: If S3 does not take it.
+            Unavailable: If S3 can't be used; the upload is gone on with at the next call.
+            OSError: If the file can't be read.
+        """
+        step = part_bytes(path.stat().st_size)
+        upload_id, there = self._continued(path, step, key, place) or (self._begin(key, place, sha256), {})
+        upload = {**place, "UploadId": upload_id}
+        try:
+            digest, parts = self._send(path, step, key, upload, there)
+            if digest != sha256:
+                raise OtherContent(f"{key} has other content than its checksum says")
+            with explained(self._root, key):
+                self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, **condition)
+        except (OtherContent, Taken):
+            self._abort(key, upload)
+            raise
+
+    def _begin(self, key: str, place: dict[str, Any], sha256: str) -> str:
+        """Begin an upload and return its id."""
+        with explained(self._root, key):
+            begun = self._client.create_multipart_upload(
+                **place, ChecksumAlgorithm="SHA256", Metadata={"sha256": sha256}
+            )
+        return begun["UploadId"]
+
+    def _continued(
+        self, path: Path, step: int, key: str, place: dict[str, Any]
+    ) -> "tuple[str, dict[int, PartTypeDef]] | None":
+        """Return the id of the last upload of this content that was broken off, and its parts by number."""
+        # Who may not list uploads can't go on with one.
+        with suppress(Refused, Taken, FileNotFoundError), explained(self._root, key):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=place["Bucket"], Prefix=place["Key"]
+            )
+            uploads = [upload for page in pages for upload in page.get("Uploads", [])]
+            own = [one for one in uploads if (one["Key"], one.get("ChecksumAlgorithm")) == (place["Key"], "SHA256")]
+            for upload in sorted(own, key=lambda one: one["Initiated"], reverse=True):
+                listed = self._client.get_paginator("list_parts").paginate(**place, UploadId=upload["UploadId"])
+                parts = {part["PartNumber"]: part for page in listed for part in page.get("Parts", [])}
+                # The first part tells: an upload of another content says so in its metadata, which nobody can read.
+                with path.open("rb") as file:
+                    if 1 in parts and _is_same(parts[1], file.read(step)):
+                        return upload["UploadId"], parts
+        return None
+
+    def _send(
+        self, path: Path, step: int, key: str, upload: dict[str, Any], there: "Mapping[int, PartTypeDef]"
+    ) -> "tuple[str, list[CompletedPartTypeDef]]":
+        """Send a file's parts; return the SHA-256 of all that was read, and what completes the upload."""
+        digest, sent, failed = hashlib.sha256(), list[Future["CompletedPartTypeDef"]](), threading.Event()
+
+        def done(part: "Future[CompletedPartTypeDef]") -> None:
+            if part.cancelled() or part.exception():
+                failed.set()
+            self._slots.release()
+
+        try:
+            with path.open("rb") as file:
+                for number in count(1):
+                    self._slots.acquire()
+                    content = b"" if failed.is_set() else file.read(step)
+                    if not content:
+                        self._slots.release()
+                        break
+                    part = self._pool.submit(self._send_part, key, upload, number, content, there.get(number))
+                    part.add_done_callback(done)
+                    sent.append(part)
+                    digest.update(content)
+        finally:
+            if failed.is_set():
+                for part in sent:
+                    part.cancel()
+            # A part that arrives after the upload has been given up would stay.
+            wait(sent)
+        for part in sent:
+            if not part.cancelled() and (error := part.exception()):
+                raise error
+        return digest.hexdigest(), [part.result() for part in sent]
+
+    def _send_part(
+        self, key: str, upload: dict[str, Any], number: int, content: bytes, there: "PartTypeDef | None"
+    ) -> "CompletedPartTypeDef":
+        checksum = _base64(hashlib.sha256(content))
+        if there and _is_same(there, content):
+            self._traffic.spend(0)
+            return {"PartNumber": number, "ETag": there["ETag"], "ChecksumSHA256": checksum}
+        with explained(self._root, key):
+            part = self._client.upload_part(
+                **upload,
+                PartNumber=number,
+                Body=Paced(content, self._traffic),
+                ChecksumAlgorithm="SHA256",
+                ChecksumSHA256=checksum,
+            )
+        return {"PartNumber": number, "ETag": part["ETag"], "ChecksumSHA256": checksum}
+
+    def _abort(self, key: str, upload: dict[str, Any]) -> None:
+        with suppress(Taken, Refused, Unavailable, FileNotFoundError), explained(self._root, key):
+            self._client.abort_multipart_upload(**upload)
+
+
+def part_bytes(size: int) -> int:
+    """Return how long the parts of a file of this size are."""
+    return max(PART_BYTES, -(-size // MOST_PARTS))
+
+
+def composite(path: Path) -> tuple[str, str]:
+    """Return a file's SHA-256 (hex), and what S3 has for a checksum of it once it was sent in parts (base64)."""
+    whole, parts, step = hashlib.sha256(), hashlib.sha256(), part_bytes(path.stat().st_size)
+    with path.open("rb") as file:
+        while content := file.read(step):
+            whole.update(content)
+            parts.update(hashlib.sha256(content).digest())
+    return whole.hexdigest(), _base64(parts)
+
+
+def _is_same(part: "PartTypeDef", content: bytes) -> bool:
+    """Whether a part that S3 has is this content; without a checksum in the list, an ETag may be its MD5."""
+    if part["Size"] != len(content):
+        return False
+    if checksum := part.get("ChecksumSHA256"):
+        return checksum == _base64(hashlib.sha256(content))
+    return part["ETag"].strip('"') == hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _base64(digest: "hashlib._Hash") -> str:
+    return base64.b64encode(digest.digest()).decode()
