@@ -58,13 +58,15 @@ image-%:
 	$(BUILD_IMAGE) -t $(IMAGE_PREFIX)emopfx-$*:$(TAG) --build-arg VERSION=$(TAG) --build-arg SOURCE=$(SOURCE) \
 	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) -f images/$*/Dockerfile .
 
-locks: $(VENV)/.installed-dev  ## exact versions of all that is in the images, the newest that pyproject.toml allows
-	$(LOCK) server/pyproject.toml | sed -E '/^(cuda-|nvidia-|triton)/d; 2a $(WITHOUT_CUDA)' > images/server/requirements.lock
-	$(LOCK) pyproject.toml > images/jobs/requirements.lock
+locks: $(VENV)/.installed-dev  ## exact versions of all that is in the images, the newest that both pyproject.toml allow
+	$(LOCK) server/pyproject.toml | $(WITHOUT_CUDA) > images/server/requirements.lock
+	$(LOCK) --extra analysis --constraint images/server/requirements.lock pyproject.toml | $(WITHOUT_CUDA) > \
+	  images/jobs/requirements.lock
 
 LOCK = $(BIN)/uv pip compile --quiet --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --custom-compile-command "make locks"
-WITHOUT_CUDA = \# The parts of CUDA are left to torch: its default build for Linux asks for them itself, its CPU build has none.
+WITHOUT_CUDA = sed -E '/^(cuda-|nvidia-|triton)/d; 2a $(NOTE)'
+NOTE = \# The parts of CUDA are left to torch: its default build for Linux asks for them itself, its CPU build has none.
 
 chart-checks: $(VENV)/.installed-dev $(CHECKS)/.installed  ## checkov, and the schemas of Kubernetes 1.24
 	$(BIN)/python -m tests.chart.rendering build/chart

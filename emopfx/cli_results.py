@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+RecordedRelease = Annotated[
+    str | None, typer.Option("--release", help="Kubernetes: the Helm release; else the one of the run's record.")
+]
+
 
 @app.command("status")
 def show_status(
@@ -79,7 +83,7 @@ def fetch(
     server: Server = None,
     results: Results = RESULTS,
     namespace: Namespace = None,
-    release: Release = RELEASE,
+    release: RecordedRelease = None,
 ) -> None:
     """Bring the results of an experiment here, but not its activations."""
     layout = Layout(results, name)
@@ -95,7 +99,7 @@ def download_activations(
     server: Server = None,
     results: Results = RESULTS,
     namespace: Namespace = None,
-    release: Release = RELEASE,
+    release: RecordedRelease = None,
 ) -> None:
     """Bring the activations of an experiment here; goes on where it was stopped, and checks every checksum."""
     layout = Layout(results, name)
@@ -111,13 +115,16 @@ def delete(
     data: Annotated[bool, typer.Option("--data", help="Delete results and activations too.")] = False,
     results: Results = RESULTS,
     namespace: Namespace = None,
-    release: Release = RELEASE,
+    release: RecordedRelease = None,
 ) -> None:
     """Delete the Jobs and the record of an experiment, and its results only with --data."""
     if in_cluster(target):
+        from emopfx import cluster_config
         from emopfx.kubernetes import delete as cluster_delete
 
-        cluster_delete.delete(_connect(namespace), name, release, data=data)
+        cluster = _connect(namespace)
+        cluster_config.refuse_to_delete(cluster, name)
+        cluster_delete.delete(cluster, name, _release(cluster, name, release), data=data)
     elif not data:
         raise InputError("on this machine the record lies with the results; delete --data deletes both")
     else:
@@ -134,17 +141,26 @@ def watch(namespace: Namespace = None, release: Release = RELEASE) -> None:
 
 def _connect(namespace: str | None) -> "Cluster":
     # Takes a while to import, and commands on this machine don't need it.
-    from emopfx.kubernetes import api
+    from emopfx.kubernetes import kubeconfig
 
-    return api.connect(namespace)
+    return kubeconfig.connect(namespace)
+
+
+def _release(cluster: "Cluster", name: str, given: str | None) -> str:
+    from emopfx.kubernetes import configmap
+
+    return given or configmap.release_of(cluster, name) or RELEASE
 
 
 @contextmanager
-def _server(layout: Layout, target: str, url: str | None, namespace: str | None, release: str) -> Iterator[ServerApi]:
+def _server(
+    layout: Layout, target: str, url: str | None, namespace: str | None, release: str | None
+) -> Iterator[ServerApi]:
     if url is None and in_cluster(target):
         from emopfx.kubernetes import portforward
 
-        with portforward.server(_connect(namespace), release) as api:
+        cluster = _connect(namespace)
+        with portforward.server(cluster, _release(cluster, layout.name, release)) as api:
             yield api
         return
     address = url or local.deployed_url(layout)

@@ -1,26 +1,21 @@
-"""Runs the stages of an experiment in a cluster, in order and with the record; the command line and `watch` call it.
-
-The config hash of a run is made here, where dataset and vector files of the cluster can't be read: it covers their
-paths as given in place of their content. (The Jobs record the hash with the content, in experiment_config.json.)
-"""
+"""Runs the stages of an experiment in a cluster, in order and with the record; the command line and `watch` call it."""
 
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 import yaml
 
-from emopfx import config, config_file, dataset
+from emopfx import config
+from emopfx.cluster_config import identity, locate, refused
 from emopfx.config import Experiment
 from emopfx.errors import InputError, RunError
-from emopfx.hashing import Json
-from emopfx.kubernetes import jobs, names
+from emopfx.kubernetes import follow, jobs, names
 from emopfx.kubernetes.api import Cluster, Conflict
 from emopfx.kubernetes.configmap import RunRecord
-from emopfx.kubernetes.lease import Lease
+from emopfx.kubernetes.lease import Held, Lease, Sightings
 from emopfx.progress import say
 from emopfx.record import now
 from emopfx.targets.cluster import ClusterTarget, Deployment
@@ -39,6 +34,8 @@ class Options:
         new_revision: Whether the run gets a name with its hash even if no other config is recorded under its name.
         retry: Whether what failed before is tried again.
         tell: Takes a line for people.
+        role: What holds the run: a command (`run`), or the operator.
+        sightings: What this process has seen of the runs that others hold.
     """
 
     release: str
@@ -47,61 +44,25 @@ class Options:
     new_revision: bool = False
     retry: bool = True
     tell: Callable[[str], None] = say
+    role: str = "run"
+    sightings: Sightings = field(default_factory=Sightings)
 
 
-def read(text: str, source: str) -> Experiment:
-    """Read an experiment.yaml whose dataset, if it is a file, lies in the cluster.
-
-    Raises:
-        InputError: If anything in it is wrong.
-    """
-    return config_file.parse(config_file.parse_yaml(text, source), source, find_files=False)
-
-
-def config_of(cluster: Cluster, run: str) -> dict[str, Any]:
-    """Return the raw config that is recorded under a name, empty if there is none."""
-    record = RunRecord.read(cluster, run)
-    return config_file.parse_yaml(record.config, run) if record else {}
-
-
-def identity(experiment: Experiment) -> dict[str, Json]:
-    """Return what the config hash of a run in a cluster covers."""
-    return config.identity(experiment, dataset.reference(experiment.dataset))
-
-
-def locate(
-    cluster: Cluster, experiment: Experiment, release: str, *, new_revision: bool = False
-) -> tuple[str, RunRecord | None, str]:
-    """Find the run of a config: the one of the experiment's name, or of its name and hash if that has another config.
+def let_jobs_go(cluster: Cluster, record: RunRecord) -> bool:
+    """Let the Jobs be deleted, after their time to live, whose outcome is in the record.
 
     Returns:
-        The run's name, its record if it has one, and what differs from the config under the experiment's name.
-
-    Raises:
-        InputError: If the name belongs to another release.
+        Whether that is done; a Job may have been told to end, and not have ended yet.
     """
-    identified = identity(experiment)
-    config_hash = config.config_hash(identified)
-    old = RunRecord.read(cluster, experiment.name)
-    if old and old.release != release:
-        raise InputError(
-            f"{experiment.name} belongs to the release {old.release} in {cluster.namespace}; choose another name, or "
-            f"--release {old.release}"
-        )
-    if (old is None and not new_revision) or (old and old.hash == config_hash):
-        return experiment.name, old, ""
-    changes = config.difference(identity(read(old.config, "run.yaml")), identified) if old else []
-    if old and not _has_samples(old) and not new_revision:
-        return experiment.name, old, "; ".join(changes)
-    run = names.revision(experiment.name, config_hash)
-    return run, RunRecord.read(cluster, run), "; ".join(changes)
-
-
-def _has_samples(record: RunRecord) -> bool:
-    """Whether a run may have got as far as a sample; before, its config may be corrected in place."""
-    generate = record.stages.get("generate", {})
-    refused = generate.get("state") == "failed" and generate.get("refused") and not generate.get("done")
-    return generate.get("state", "pending") != "pending" and not refused
+    ended = True
+    for stage in jobs.STAGES:
+        if record.state(stage) in ("succeeded", "failed"):
+            job = cluster.get("Job", names.job(record.run, stage, record.hash))
+            if job and jobs.outcome(job)[0] == "running":
+                ended = False
+            elif job:
+                jobs.start_ttl(cluster, job)
+    return ended
 
 
 class ClusterRun:
@@ -129,7 +90,7 @@ class ClusterRun:
             experiment = experiment.model_copy(update={"name": self.name})
             given = yaml.safe_dump({**yaml.safe_load(given), "name": self.name}, sort_keys=False, allow_unicode=True)
         self._experiment, self._given = experiment, given
-        self._lease = Lease(cluster, self.name)
+        self._lease = Lease(cluster, self.name, options.role, options.sightings)
 
     def __enter__(self) -> "ClusterRun":
         self._lease.__enter__()
@@ -164,6 +125,8 @@ class ClusterRun:
             # One without a record was applied by somebody, who keeps the say over its experiment.yaml.
             record.object, record.given_by_others = found, old is None or old.given_by_others
         if old and old.hash == config_hash:
+            # Whoever recorded how they ended may have been killed before this.
+            let_jobs_go(self._cluster, old)
             record.stages, record.resolved, record.summary = old.stages, old.resolved, old.summary
             work = [stage for stage in self._stages if stage in jobs.STAGES]
             if work and all(record.state(stage) == "succeeded" for stage in work):
@@ -176,6 +139,11 @@ class ClusterRun:
         record.stages = {stage: record.stages[stage] for stage in config.STAGES if stage in record.stages}
         record.save(self._cluster)
         return record
+
+    def is_recorded(self) -> bool:
+        """Whether the record under the run's name is of this config."""
+        record = RunRecord.read(self._cluster, self.name)
+        return record is not None and record.hash == config.config_hash(identity(self._experiment))
 
     @property
     def ahead(self) -> list[str]:
@@ -203,32 +171,56 @@ class ClusterRun:
         try:
             done = self._target.advance(stage, entry)
         except (InputError, RunError) as error:
-            entry |= {"state": "failed", "finished": now(), "reason": str(error)}
-            if isinstance(error, InputError):
-                entry["refused"] = True
-            # Where somebody has deleted the run, there is nothing left to write it into.
-            with suppress(Conflict):
-                self.record.save(self._cluster)
+            self.fail(error)
             raise
         if done:
             entry |= {"state": "succeeded", "finished": now()}
             self.record.save(self._cluster)
-            if stage in jobs.STAGES:
-                self._target.recorded(stage)
+            let_jobs_go(self._cluster, self.record)
         return done and len(ahead) == 1
+
+    def fail(self, error: Exception) -> None:
+        """Record that the stage that is under way has failed, and why."""
+        entry = self.record.stages[self.ahead[0]]
+        entry |= {"state": "failed", "finished": now(), "reason": str(error)}
+        if isinstance(error, InputError):
+            entry["refused"] = True
+        # Where somebody has deleted the run, there is nothing left to write it into.
+        with suppress(Conflict):
+            self.record.save(self._cluster)
+            let_jobs_go(self._cluster, self.record)
 
 
 def run(cluster: Cluster, experiment: Experiment, given: str, stages: list[str], options: Options) -> None:
     """Run stages of an experiment in a cluster, and wait until they are done; what is done is kept.
 
+    Where the operator works on the same run already, follow it to its end.
+
     Raises:
         InputError: If the config, or what it names, is wrong.
-        RunError: If a stage failed, or somebody else works on the same run.
+        RunError: If a stage failed, or another command works on the same run.
     """
     planned = ClusterRun(cluster, experiment, given, stages, options)
     if planned.changes:
         beside = "" if planned.name == experiment.name else f", and runs as {planned.name} beside the old results"
         say(f"{experiment.name}: the config has changed ({planned.changes}){beside}")
+    told = False
+    while True:
+        try:
+            return _hold(cluster, planned)
+        except Held as held:
+            if held.alive and not (held.operator and planned.is_recorded()):
+                raise
+            if held.alive:
+                _follow_operator(cluster, planned.name)
+            elif not told:
+                say(f"waiting: {held}; whether it still does shows within a minute")
+                told = True
+        time.sleep(POLL_SECONDS)
+
+
+def _hold(cluster: Cluster, planned: ClusterRun) -> None:
+    """Bring a run to its end."""
     elsewhere = f"--name {planned.name} --target kubernetes -n {cluster.namespace}"
     with planned as held:
         if not held.ahead:
@@ -238,6 +230,25 @@ def run(cluster: Cluster, experiment: Experiment, given: str, stages: list[str],
             while not held.advance():
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
-            say(f"{held.name}: Jobs in the cluster go on; emopfx monitor {elsewhere} follows them")
+            say(f"{held.name}: {_left_behind(held, elsewhere)}")
             raise
     say(f"{held.name}: done; emopfx fetch {elsewhere} brings the results here")
+
+
+def _left_behind(held: ClusterRun, elsewhere: str) -> str:
+    """Return what goes on in the cluster when this process stops."""
+    stage = next(iter(held.ahead), "the last stage")
+    if "job" in held.record.stages.get(stage, {}):
+        return f"Jobs in the cluster go on; emopfx monitor {elsewhere} follows them"
+    return f"{stage} was under way, and there is no Job yet that goes on by itself"
+
+
+def _follow_operator(cluster: Cluster, run: str) -> None:
+    say(f"{run}: the operator in the cluster works on it; this follows it, and ctrl-C leaves it")
+    try:
+        follow.monitor(cluster, run)
+    except RunError as error:
+        record = RunRecord.read(cluster, run)
+        if record and any(refused(record, stage) for stage in record.stages):
+            raise InputError(str(error)) from None
+        raise

@@ -5,16 +5,18 @@ may be stopped at any time, and misses nothing that happened while it was away. 
 """
 
 import time
+import traceback
 from contextlib import ExitStack
 from functools import partial
 
-from emopfx import cluster_run, config
-from emopfx.cluster_run import ClusterRun, Options
+from emopfx import cluster_config, config
+from emopfx.cluster_run import ClusterRun, Options, let_jobs_go
+from emopfx.config import Experiment
 from emopfx.errors import InputError, RunError
 from emopfx.kubernetes import configmap, names
 from emopfx.kubernetes.api import Cluster, Object
 from emopfx.kubernetes.configmap import GIVEN, RunRecord
-from emopfx.kubernetes.lease import Held
+from emopfx.kubernetes.lease import OPERATOR, Held, Sightings
 from emopfx.progress import say
 from emopfx.record import now
 from emopfx.targets.cluster import Deployment
@@ -52,6 +54,8 @@ class Watcher:
         self._cluster, self._release = cluster, release
         self._held: dict[str, tuple[ClusterRun, ExitStack]] = {}
         self._refused: dict[str, str] = {}
+        self._over: dict[str, str] = {}
+        self._sightings = Sightings()
 
     @property
     def busy(self) -> bool:
@@ -69,13 +73,15 @@ class Watcher:
         Returns:
             The version of the list that was read.
         """
+        # Those that are taken up in this pass may have ConfigMaps that were not there when the list was read.
+        before = set(self._held)
         listed, version = self._cluster.find_versioned("ConfigMap", names.EXPERIMENT_LABEL)
         for found in listed:
             if found["metadata"]["labels"].get(names.RELEASE_LABEL, self._release) == self._release:
                 self._take_up(found)
         there = {found["metadata"]["name"] for found in listed}
         for run, (held, _) in list(self._held.items()):
-            if names.config_map(run) not in there:
+            if run in before and names.config_map(run) not in there:
                 say(f"{run}: its ConfigMap is gone, so nothing more is done about it")
                 self._let_go(run)
             else:
@@ -98,6 +104,10 @@ class Watcher:
             # Somebody has changed or deleted it meanwhile; the next pass sees what there is then.
             say(f"ConfigMap {name}: {error}")
             return
+        # What nobody foresaw in one must not stop the others.
+        except Exception as error:  # noqa: BLE001
+            self._refuse(found, _unforeseen(error))
+            return
         self._refused.pop(name, None)
         configmap.accept(self._cluster, found)
         if planned:
@@ -107,22 +117,39 @@ class Watcher:
     def _planned(self, found: Object) -> ClusterRun | None:
         """Return the run of what is in a ConfigMap, None if there is nothing to do for it."""
         text, recorded = (found.get("data") or {}).get(GIVEN), RunRecord.of(found)
+        if recorded and recorded.run not in self._held:
+            self._tidy(recorded)
         if text is None or (recorded and recorded.config == text and not wanted(recorded, [])):
             return None
-        experiment = cluster_run.read(text, f"ConfigMap {found['metadata']['name']}")
-        run, record, _ = cluster_run.locate(self._cluster, experiment, self._release)
-        config_hash = config.config_hash(cluster_run.identity(experiment))
+        experiment = cluster_config.read(text, _source(found))
+        _check(found, experiment)
+        run, record, _ = cluster_config.locate(self._cluster, experiment, self._release)
+        config_hash = config.config_hash(cluster_config.identity(experiment))
         stages = wanted(record if record and record.hash == config_hash else None, list(experiment.stages))
         if run in self._held or not stages:
             return None
-        options = Options(self._release, Deployment(""), SERVER_SECONDS, retry=False, tell=partial(_tell, run))
+        options = Options(
+            self._release,
+            Deployment(""),
+            SERVER_SECONDS,
+            retry=False,
+            tell=partial(_tell, run),
+            role=OPERATOR,
+            sightings=self._sightings,
+        )
         return ClusterRun(self._cluster, experiment, text, stages, options)
+
+    def _tidy(self, recorded: RunRecord) -> None:
+        """Let a run's ended Jobs go, once for each version of its record."""
+        version = recorded.object["metadata"]["resourceVersion"]
+        if self._over.get(recorded.run) != version and let_jobs_go(self._cluster, recorded):
+            self._over[recorded.run] = version
 
     def _refuse(self, found: Object, sentence: str) -> None:
         name = found["metadata"]["name"]
         if self._refused.get(name) != sentence:
             self._refused[name] = sentence
-            say(f"ConfigMap {name}: {sentence}")
+            say(sentence if sentence.startswith(_source(found)) else f"{_source(found)}: {sentence}")
             configmap.refuse(self._cluster, found, sentence, now())
 
     def _advance(self, run: str, held: ClusterRun) -> None:
@@ -130,6 +157,9 @@ class Watcher:
             done = held.advance()
         except (InputError, RunError) as error:
             say(f"{run}: {error}")
+            self._let_go(run)
+        except Exception as error:  # noqa: BLE001
+            held.fail(RunError(_unforeseen(error)))
             self._let_go(run)
         else:
             if done:
@@ -154,6 +184,31 @@ def wanted(record: RunRecord | None, stages: list[str]) -> list[str]:
     if "failed" in states.values():
         return []
     return [stage for stage, state in states.items() if state in ("pending", "running")]
+
+
+def _source(found: Object) -> str:
+    return f"ConfigMap {found['metadata']['name']}"
+
+
+def _check(found: Object, experiment: Experiment) -> None:
+    """See that a config can be run from its ConfigMap.
+
+    Raises:
+        InputError: If not.
+    """
+    label = found["metadata"]["labels"][names.EXPERIMENT_LABEL]
+    if label != experiment.name:
+        raise InputError(
+            f"the label {names.EXPERIMENT_LABEL} is {label}, and the config's name is {experiment.name}; they must be "
+            "the same"
+        )
+    if set(experiment.stages) <= {NOT_HERE}:
+        raise InputError(f"stages: the operator leaves {NOT_HERE} to emopfx run, and the config asks for nothing else")
+
+
+def _unforeseen(error: Exception) -> str:
+    say(traceback.format_exc())
+    return f"an error in emopfx itself, which its log shows: {type(error).__name__}: {error}"
 
 
 def _tell(run: str, line: str) -> None:

@@ -1,15 +1,12 @@
 """One namespace of a cluster: objects go in and out as plain dicts, errors come out as one sentence."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import kubernetes
 import urllib3
-import yaml
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic import DynamicClient
 from kubernetes.dynamic.exceptions import ResourceNotFoundError
@@ -30,11 +27,10 @@ VERSIONS = {
     "CronJob": ("batch/v1", "batch/v1beta1"),
     "Lease": ("coordination.k8s.io/v1",),
 }
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REQUEST_SECONDS = 30
 FIRST_PATIENCE, PATIENCE = 10.0, 300.0
 PAUSE = 2.0
-CONFLICT, NOT_FOUND, TOO_MANY, SERVER_ERROR = 409, 404, 429, 500
+BAD_REQUEST, NOT_FOUND, CONFLICT, TOO_MANY, SERVER_ERROR = 400, 404, 409, 429, 500
 # The client's status for a connection that was lost in TLS.
 NO_ANSWER = 0
 
@@ -155,8 +151,19 @@ class Cluster:
             if error.status != NOT_FOUND:
                 raise
 
-    def log(self, pod: str, *, last: int | None = None, container: str | None = None, previous: bool = False) -> str:
-        """Return what a pod has printed, each line after its time; empty if it has not begun or is gone."""
+    def log(self, pod: str, *, last: int | None = None, seconds: int | None = None, previous: bool = False) -> str:
+        """Return what a pod has printed, each line after its time; empty if it has not begun or is gone.
+
+        Args:
+            pod: The pod's name.
+            last: Most lines of it, from the end; None is all.
+            seconds: How far back to look, by the node's clock; None is from its start.
+            previous: Whether to read what the container before the present one has printed.
+
+        Raises:
+            RunError: If it can't be read now.
+        """
+        limits = {"tail_lines": last, "since_seconds": seconds, "previous": previous or None}
         try:
             response = self._core.read_namespaced_pod_log(
                 pod,
@@ -164,16 +171,20 @@ class Cluster:
                 timestamps=True,
                 _preload_content=False,
                 _request_timeout=REQUEST_SECONDS,
-                **({} if last is None else {"tail_lines": last}),
-                **({} if container is None else {"container": container}),
-                **({"previous": True} if previous else {}),
+                **{key: value for key, value in limits.items() if value is not None},
             )
-        except (ApiException, urllib3.exceptions.HTTPError):
-            return ""
-        return str(response.data.decode(errors="replace"))
+            return str(response.data.decode(errors="replace"))
+        except ApiException as error:
+            if error.status in (BAD_REQUEST, NOT_FOUND):
+                return ""
+            problem = _sentence(error)
+        except urllib3.exceptions.HTTPError as error:
+            problem = str(error)
+        raise RunError(f"the log of pod {pod} can't be read: {problem}")
 
     def _resource(self, kind: str) -> Any:
         if self._dynamic is None:
+            self._see_who_answers()
             self._dynamic = DynamicClient(self.client)
         for version in VERSIONS[kind]:
             try:
@@ -182,6 +193,26 @@ class Cluster:
                 continue
         raise RunError(f"the cluster has no {kind} in {' or '.join(VERSIONS[kind])}")
 
+    def _see_who_answers(self) -> None:
+        """Look whether this is a Kubernetes API server, as the client takes for granted.
+
+        Raises:
+            InputError: If it is not.
+        """
+        answer: Any = None
+        try:
+            version = kubernetes.client.VersionApi(self.client)
+            response = version.get_code(_preload_content=False, _request_timeout=REQUEST_SECONDS)
+            answer = json.loads(response.data)
+        except ApiException as error:
+            if error.status != NOT_FOUND:
+                raise
+        except ValueError:
+            pass
+        if not isinstance(answer, dict) or "gitVersion" not in answer:
+            host = self.client.configuration.host
+            raise InputError(f"the server at {host} is not a Kubernetes API server; see the kubeconfig")
+
     def _ask(self, what: str, kind: str, verb: str, **arguments: Any) -> Any:
         def call() -> Any:
             resource = self._resource(kind)
@@ -189,16 +220,21 @@ class Cluster:
             body = arguments.get("body")
             if verb in ("create", "replace", "server_side_apply"):
                 arguments["body"] = {"apiVersion": resource.group_version, **(body or {})}
-            return ask(namespace=self.namespace, _request_timeout=REQUEST_SECONDS, **arguments).to_dict()
+            options = {"_request_timeout": REQUEST_SECONDS, "serialize": False}
+            return json.loads(ask(namespace=self.namespace, **options, **arguments).data)
 
         try:
             return self._patiently(what, call)
-        except ApiException:
-            if verb not in ("create", "server_side_apply"):
+        except ApiException as error:
+            if verb in ("get", "patch", "delete") and "name" in arguments:
                 raise
+            if verb == "replace":
+                raise Conflict(f"could not {what}: it is gone") from None
             # What is to be made can't be missing, but the place for it can.
-            made = f"kubectl create namespace {self.namespace}"
-            raise InputError(f"there is no namespace {self.namespace} in the cluster ({made})") from None
+            if (_status(error).get("details") or {}).get("kind") == "namespaces":
+                made = f"kubectl create namespace {self.namespace}"
+                raise InputError(f"there is no namespace {self.namespace} in the cluster ({made})") from None
+            raise RunError(f"the cluster refused to {what} in {self.namespace}: {_sentence(error)}") from None
 
     def _patiently(self, what: str, call: Callable[[], Any]) -> Any:
         deadline, told = time.monotonic() + self._patience, False
@@ -206,15 +242,16 @@ class Cluster:
             try:
                 answer = call()
             except ApiException as error:
-                if error.status == NOT_FOUND:
+                # Without a Status, it is something on the way that says so.
+                if error.status == NOT_FOUND and _status(error):
                     raise
                 problem = _sentence(error)
                 if error.status == CONFLICT:
                     raise Conflict(f"could not {what}: {problem}") from None
-                if error.status not in (NO_ANSWER, TOO_MANY) and error.status < SERVER_ERROR:
+                if error.status not in (NO_ANSWER, TOO_MANY, NOT_FOUND) and error.status < SERVER_ERROR:
                     raise RunError(f"the cluster refused to {what} in {self.namespace}: {problem}") from None
-            except urllib3.exceptions.HTTPError as error:
-                problem = str(error)
+            except (urllib3.exceptions.HTTPError, ValueError) as error:
+                problem = " ".join(str(error).split())
             else:
                 self._patience = PATIENCE
                 return answer
@@ -226,34 +263,14 @@ class Cluster:
             time.sleep(PAUSE)
 
 
-def connect(namespace: str | None) -> Cluster:
-    """Return the cluster that this process runs in, or else the one of the kubeconfig.
-
-    Args:
-        namespace: The namespace; None takes the one of the pod or of the kubeconfig's context.
-
-    Raises:
-        InputError: If there is neither.
-    """
-    configuration = kubernetes.client.Configuration()
-    inside = "KUBECONFIG" not in os.environ and (SERVICE_ACCOUNT / "token").exists()
+def _status(error: ApiException) -> Object:
+    """Return the Status with which an API server refuses, empty if somebody else did."""
     try:
-        if inside:
-            kubernetes.config.load_incluster_config(client_configuration=configuration)
-            own = (SERVICE_ACCOUNT / "namespace").read_text().strip()
-        else:
-            file = os.environ.get("KUBECONFIG")
-            kubernetes.config.load_kube_config(file, client_configuration=configuration)
-            own = kubernetes.config.list_kube_config_contexts(file)[1]["context"].get("namespace", "default")
-    except (kubernetes.config.ConfigException, OSError, yaml.YAMLError) as error:
-        raise InputError(f"there is no cluster to talk to (KUBECONFIG or ~/.kube/config): {error}") from None
-    # Patience is ours: its own repetitions would say nothing for a long time.
-    configuration.retries = False
-    return Cluster(kubernetes.client.ApiClient(configuration), namespace or own, inside=inside)
+        body = json.loads(error.body)
+    except (TypeError, ValueError):
+        return {}
+    return body if isinstance(body, dict) and body.get("kind") == "Status" else {}
 
 
 def _sentence(error: ApiException) -> str:
-    try:
-        return str(json.loads(error.body)["message"])
-    except (TypeError, ValueError, KeyError):
-        return " ".join(str(error.reason).split())
+    return " ".join(str(_status(error).get("message") or error.reason).split())

@@ -7,9 +7,13 @@ experiment.yaml; it stays theirs, and may change while the Jobs go on with run.y
 """
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from emopfx.config import Stage
 from emopfx.errors import InputError
 from emopfx.kubernetes import names
 from emopfx.kubernetes.api import Cluster, Conflict, Object
@@ -17,6 +21,38 @@ from emopfx.kubernetes.api import Cluster, Conflict, Object
 # What a ConfigMap may hold, with room for its metadata.
 MOST_BYTES = (1 << 20) - (1 << 14)
 GIVEN, REFUSED = "experiment.yaml", "refused"
+HASH_PATTERN = "[0-9a-f]{8,}"
+
+
+class Entry(BaseModel):
+    """What others rely on in a stage's entry."""
+
+    model_config = ConfigDict(strict=True)
+
+    state: Literal["pending", "running", "succeeded", "failed"]
+    started: str = ""
+    finished: str = ""
+    job: str = ""
+    reason: str = ""
+    refused: bool = False
+    done: int = 0
+    total: int = 0
+
+
+class Summary(BaseModel):
+    """What others rely on in a summary."""
+
+    model_config = ConfigDict(strict=True)
+
+    found: int
+    expected: int
+
+
+SHAPES: dict[str, TypeAdapter[Any]] = {
+    "stages.json": TypeAdapter(dict[Stage, Entry]),
+    "summary.json": TypeAdapter(Summary),
+    "experiment_config.json": TypeAdapter(dict[str, Any]),
+}
 
 
 class RunRecord:
@@ -58,9 +94,13 @@ class RunRecord:
             InputError: If somebody has written into it what is none.
         """
         data, labels = found.get("data") or {}, found["metadata"].get("labels") or {}
-        if "hash" not in data:
+        # Its name says whose record it is, also where somebody has changed its labels.
+        name, prefix = found["metadata"]["name"], names.config_map("")
+        if "hash" not in data or not name.startswith(prefix):
             return None
-        run, release = labels.get(names.EXPERIMENT_LABEL, ""), labels.get(names.RELEASE_LABEL, "")
+        if not re.fullmatch(HASH_PATTERN, data["hash"]):
+            raise InputError(f"ConfigMap {name}: {data['hash']!r} is not a hash; somebody has changed it")
+        run, release = name.removeprefix(prefix), labels.get(names.RELEASE_LABEL, "")
         record = cls(run, release, data["hash"], data.get(GIVEN, ""), data.get("run.yaml", ""))
         record.stages = _parsed(found, "stages.json") or {}
         record.resolved, record.summary = _parsed(found, "experiment_config.json"), _parsed(found, "summary.json")
@@ -119,6 +159,12 @@ def summarize(report: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "missing": len(missing), "variants": report["statistics"]["variants"]}
 
 
+def release_of(cluster: Cluster, run: str) -> str | None:
+    """Return the release that a run's ConfigMap names, None if there is none or it names none."""
+    found = cluster.get("ConfigMap", names.config_map(run))
+    return ((found or {"metadata": {}})["metadata"].get("labels") or {}).get(names.RELEASE_LABEL) or None
+
+
 def owns_config(found: Object) -> bool:
     """Whether experiment.yaml in a ConfigMap was written by emopfx and not applied by somebody else."""
     for entry in found["metadata"].get("managedFields") or []:
@@ -152,12 +198,26 @@ def applied(found: Object) -> RunRecord:
 
 
 def _parsed(found: Object, key: str) -> Any:
+    """Return what a key holds, None if it is not there.
+
+    Raises:
+        InputError: If it is not what emopfx writes: everybody may write into a ConfigMap.
+    """
     text = (found.get("data") or {}).get(key)
+    if text is None:
+        return None
     try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
-        name = found["metadata"]["name"]
-        raise InputError(f"ConfigMap {name}: {key} is not valid JSON ({error}); somebody has changed it") from None
+        value = json.loads(text)
+        SHAPES[key].validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        problem = f"is not what emopfx writes ({where}{': ' if where else ''}{first['msg']})"
+    except (ValueError, RecursionError) as error:
+        problem = f"is not valid JSON ({error})"
+    else:
+        return value
+    raise InputError(f"ConfigMap {found['metadata']['name']}: {key} {problem}; somebody has changed it")
 
 
 def _size(data: Mapping[str, str]) -> int:

@@ -1,10 +1,11 @@
 """Deletes a run: its Jobs, its Lease and its record, and its results only where that is asked for."""
 
 import time
+from contextlib import suppress
 
 from emopfx.errors import InputError, RunError
 from emopfx.kubernetes import jobs, names
-from emopfx.kubernetes.api import Cluster, Object
+from emopfx.kubernetes.api import Cluster, Conflict, Object
 from emopfx.progress import say
 
 POLL_SECONDS = 1.0
@@ -29,14 +30,16 @@ def delete(cluster: Cluster, run: str, release: str, *, data: bool) -> None:
     records = cluster.find("ConfigMap", selector)
     if not records and not data:
         raise InputError(f"there is no experiment {run} in the namespace {cluster.namespace}")
+    # Before anything is gone: without a release, nobody could delete the data.
+    cron_job = jobs.template(cluster, release, "generate") if data else None
     # The record first: without it nobody brings the run forward, and no pod that was just made can start.
     for record in records:
         cluster.delete("ConfigMap", record["metadata"]["name"])
     for job in cluster.find("Job", selector):
         cluster.delete("Job", job["metadata"]["name"])
-    if data:
+    if cron_job:
         _wait_for_pods(cluster, selector)
-        _delete_data(cluster, run, release)
+        _delete_data(cluster, run, cron_job)
         _wait_for_pods(cluster, selector)
     cluster.delete("Lease", names.config_map(run))
     say(f"{run}: deleted {'with' if data else 'without'} its results")
@@ -48,26 +51,28 @@ def _wait_for_pods(cluster: Cluster, selector: str) -> None:
     while found := cluster.find("Pod", selector):
         if time.monotonic() > deadline:
             name = found[0]["metadata"]["name"]
-            raise RunError(f"pod {name} is still there after {DATA_SECONDS:.0f} s; delete the run again when it has gone")
+            raise RunError(f"pod {name} is still there after {DATA_SECONDS:.0f} s; delete it again when it has gone")
         time.sleep(POLL_SECONDS)
 
 
-def _delete_data(cluster: Cluster, run: str, release: str) -> None:
+def _delete_data(cluster: Cluster, run: str, cron_job: Object) -> None:
     """Delete a run's folder by a Job: only pods see the volume, and the template knows how."""
-    cron_job = jobs.template(cluster, release, "generate")
     labels = {names.EXPERIMENT_LABEL: run, names.STAGE_LABEL: STAGE}
     name = f"{run}-{STAGE}"
     arguments = ["delete", "--name", run, "--data", "--results", "/data/results"]
     # It mounts the template's own experiment: the run's record may be gone already.
-    job = jobs.from_template(cron_job, name=name, labels=labels, args=arguments)
-    made = cluster.create(job)
+    job = jobs.at_once(jobs.from_template(cron_job, name=name, labels=labels, args=arguments))
+    # A conflict means that the answer to a first try was lost: older Jobs of the run are gone by now.
+    with suppress(Conflict):
+        cluster.create(job)
     deadline = time.monotonic() + DATA_SECONDS
     while (state := _state(cluster, name)) == "running":
         if time.monotonic() > deadline:
             raise RunError(f"Job {name}, which deletes the results, has not ended within {DATA_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
     if state == "failed":
-        said = [jobs.last_words(pod) for pod in jobs.pods(cluster, made)]
+        ended = cluster.get("Job", name)
+        said = [jobs.last_words(pod) for pod in jobs.pods(cluster, ended)] if ended else ["somebody has deleted it"]
         raise RunError(f"Job {name} could not delete the results: {'; '.join(filter(None, said))}")
     cluster.delete("Job", name)
 

@@ -7,10 +7,15 @@ from emopfx.errors import RunError
 from emopfx.kubernetes import jobs, lease, logs, names, pods
 from emopfx.kubernetes.api import Cluster, Object
 from emopfx.kubernetes.configmap import RunRecord
+from emopfx.kubernetes.lease import Sightings
 from emopfx.kubernetes.status import read
 from emopfx.progress import Progress, console, say
 
 POLL_SECONDS = 2.0
+# How long an operator may take to see what was applied.
+TAKE_UP_SECONDS = 60.0
+# How often a log is asked for that can't be read, when everything else is over.
+LOG_TRIES = 5
 
 
 def monitor(cluster: Cluster, run: str) -> None:
@@ -20,8 +25,9 @@ def monitor(cluster: Cluster, run: str) -> None:
         InputError: If there is no such run.
         RunError: If a stage failed, or nobody brings the run forward (any more).
     """
+    sightings = Sightings()
     for stage in _stages(cluster, run):
-        _follow(cluster, run, stage)
+        _follow(cluster, run, stage, sightings)
     say(f"{run}: all stages have succeeded")
 
 
@@ -31,9 +37,14 @@ def _stages(cluster: Cluster, run: str) -> list[str]:
     Raises:
         RunError: If nobody has taken up what was applied, or a stage before them failed.
     """
-    record = read(cluster, run)
+    record, deadline = read(cluster, run), time.monotonic() + TAKE_UP_SECONDS
     if not record.stages:
-        raise RunError(f"{run} was applied, and nobody has taken it up (the chart's operator.enabled does)")
+        say(f"waiting: {run} was applied, and nobody has taken it up yet")
+    while not record.stages:
+        if time.monotonic() > deadline:
+            raise RunError(f"{run} was applied, and nobody has taken it up (the chart's operator.enabled does)")
+        time.sleep(POLL_SECONDS)
+        record = read(cluster, run)
     stages = [stage for stage in jobs.STAGES if record.state(stage) is not None]
     if not stages and (failure := _failure(record, jobs.STAGES[0])):
         raise RunError(failure)
@@ -50,7 +61,7 @@ def _failure(record: RunRecord, last: str) -> str:
     return ""
 
 
-def _follow(cluster: Cluster, run: str, stage: str) -> None:
+def _follow(cluster: Cluster, run: str, stage: str, sightings: Sightings) -> None:
     tail, told = logs.Tail(cluster), ""
     with Progress(stage, 0) as progress:
         while True:
@@ -62,9 +73,10 @@ def _follow(cluster: Cluster, run: str, stage: str) -> None:
                 return
             if failure := _failure(record, stage):
                 raise RunError(failure)
-            if job is None and lease.holder(cluster, run) is None:
+            held = lease.holder(cluster, run, sightings)
+            if job is None and not held:
                 raise RunError(f"{run}: {stage} is {state}, and nobody is at work; emopfx run goes on with it")
-            if job and jobs.outcome(job)[0] != "running" and lease.holder(cluster, run) is None:
+            if job and jobs.outcome(job)[0] != "running" and not held:
                 # Its Job has ended, and whoever would have recorded that is gone.
                 return _judge(run, stage, job)
             if reason and reason != told:
@@ -108,12 +120,13 @@ def show_logs(cluster: Cluster, run: str, *, follow: bool) -> None:
         run: The run's name.
         follow: Whether to go on until the Jobs have ended.
     """
+    sightings = Sightings()
     for stage in _stages(cluster, run):
-        _show_logs(cluster, run, stage, follow=follow)
+        _show_logs(cluster, run, stage, sightings, follow=follow)
 
 
-def _show_logs(cluster: Cluster, run: str, stage: str, *, follow: bool) -> None:
-    tail, told = logs.Tail(cluster), ""
+def _show_logs(cluster: Cluster, run: str, stage: str, sightings: Sightings, *, follow: bool) -> None:
+    tail, told, tries = logs.Tail(cluster), "", 0
     while True:
         record = read(cluster, run)
         job = cluster.get("Job", names.job(run, stage, record.hash))
@@ -125,9 +138,13 @@ def _show_logs(cluster: Cluster, run: str, stage: str, *, follow: bool) -> None:
         if reason and reason != told:
             say(reason)
         told = reason
-        at_work = jobs.outcome(job)[0] == "running" if job else lease.holder(cluster, run)
-        if not follow or not at_work:
+        at_work = jobs.outcome(job)[0] == "running" if job else lease.holder(cluster, run, sightings)
+        over = not (follow and at_work)
+        if over and not tail.problem:
             return
+        tries = tries + 1 if over else 0
+        if tries == LOG_TRIES:
+            raise RunError(tail.problem)
         time.sleep(POLL_SECONDS)
 
 

@@ -16,6 +16,10 @@ from emopfx.errors import InputError, RunError
 
 Values = dict[str, Any]
 NOT_FOUND = "release: not found"
+ERROR = "Error: "
+# What Helm says where the values are wrong: the schema's findings, or a template's own refusal.
+WRONG_VALUES = ("values don't meet the specifications of the schema", "execution error at (")
+HINTS = ("Use --debug", 'Use "helm', "Usage:")
 
 
 class Release(NamedTuple):
@@ -158,7 +162,16 @@ def _given(values: Mapping[str, Any]) -> Values:
 
 
 def _output(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RunError(f"helm: {lines[-1].removeprefix('Error: ') if lines else f'exit code {done.returncode}'}")
-    return done.stdout
+    if done.returncode == 0:
+        return done.stdout
+    sentence = _error(done.stderr) or f"exit code {done.returncode}"
+    wrong = any(sign in sentence for sign in WRONG_VALUES)
+    raise (InputError if wrong else RunError)(f"helm: {sentence}")
+
+
+def _error(printed: str) -> str:
+    """Return what Helm says is wrong, from its line `Error: …` on, as one line without hints how to use it."""
+    lines = [line.strip() for line in printed.splitlines()]
+    start = next((number for number, line in enumerate(lines) if line.startswith(ERROR)), 0)
+    said = [line.removeprefix(ERROR) for line in lines[start:] if line and not line.startswith(HINTS)]
+    return " ".join(said)

@@ -80,6 +80,13 @@ def from_template(
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job["spec"]}
 
 
+def at_once(job: Object) -> Object:
+    """Return a Job that waits in no queue: it is short, and somebody waits for it."""
+    labels = {key: value for key, value in job["metadata"]["labels"].items() if key != names.QUEUE_LABEL}
+    spec = {key: value for key, value in job["spec"].items() if key != "suspend"}
+    return {**job, "metadata": {**job["metadata"], "labels": labels}, "spec": spec}
+
+
 def _reference(owner: Object) -> dict[str, str]:
     metadata = owner["metadata"]
     return {**{key: owner[key] for key in ("apiVersion", "kind")}, **{key: metadata[key] for key in ("name", "uid")}}

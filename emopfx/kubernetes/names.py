@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 
+from emopfx import hashing
+
 MANAGER = "emopfx"
 EXPERIMENT_LABEL = "emopfx.dev/experiment"
 STAGE_LABEL = "emopfx.dev/stage"
 HASH_LABEL = "emopfx.dev/hash"
 RELEASE_LABEL = "emopfx.dev/release"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+# Longest name that a revision's hash fits behind: names have 40 characters.
+UNCUT = 31
 
 
 def config_map(run: str) -> str:
@@ -20,8 +25,13 @@ def job(run: str, stage: str, config_hash: str) -> str:
 
 
 def revision(name: str, config_hash: str) -> str:
-    """Return the name under which a changed config runs beside the results of the one before."""
-    return f"{name[:31].rstrip('-')}-{config_hash[:8]}"
+    """Return the name under which a changed config runs beside the results of the one before.
+
+    Names that begin alike stay apart where they are cut: the config hash does not cover them.
+    """
+    if len(name) > UNCUT:
+        name = f"{name[:26].rstrip('-')}-{hashing.digest(name)[:4]}"
+    return f"{name}-{config_hash[:8]}"
 
 
 def labels(run: str, release: str, config_hash: str) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """Why a pod does not run (yet), in one sentence."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from emopfx.errors import RunError
 from emopfx.kubernetes import logs
 from emopfx.kubernetes.api import Cluster, Object
 
@@ -84,8 +86,11 @@ def _end(ended: Object) -> str:
 
 def end_of_log(cluster: Cluster, pod: str) -> str:
     """Return the last lines of a pod that crashes: of its last try if the present one has said nothing."""
-    text = cluster.log(pod, last=LOG_LINES) or cluster.log(pod, last=LOG_LINES, previous=True)
-    return "\n".join(line for _, line in logs.timed(text))
+    for previous in (False, True):
+        with suppress(RunError):
+            if text := cluster.log(pod, last=LOG_LINES, previous=previous):
+                return "\n".join(line for _, line in logs.timed(text))
+    return ""
 
 
 def pending_claims(cluster: Cluster, pods: Iterable[Object]) -> list[str]:

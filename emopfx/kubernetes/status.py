@@ -9,6 +9,7 @@ from emopfx.errors import InputError
 from emopfx.kubernetes import configmap, lease, names
 from emopfx.kubernetes.api import Cluster
 from emopfx.kubernetes.configmap import RunRecord
+from emopfx.kubernetes.lease import Sightings
 from emopfx.progress import say
 
 # What the tables need; a narrower terminal wraps their lines, which can be read better than cut ones.
@@ -63,8 +64,8 @@ def show_all(cluster: Cluster, console: Console) -> None:
 
 def show(cluster: Cluster, record: RunRecord, console: Console) -> None:
     """Print how far each stage of one run is."""
-    holder = lease.holder(cluster, record.run)
-    samples, at_work = _samples(record), f" ({holder} is at work)" if holder else ""
+    holder = lease.holder(cluster, record.run, Sightings())
+    samples, at_work = _samples(record), f" (held by {holder})" if holder else ""
     count = f": {samples} samples" if samples else ""
     what = record.hash[:8] or "was applied, and is not taken up"
     console.print(f"{record.run} {what}{count}{at_work}", markup=False, highlight=False)

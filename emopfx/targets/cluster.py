@@ -232,12 +232,6 @@ class ClusterTarget:
         entry["started"] = job["status"].get("startTime", entry["started"])
         return True
 
-    def recorded(self, stage: str) -> None:
-        """Note that the outcome of a stage is in the record, so that its Job may go."""
-        job = self._cluster.get("Job", names.job(self._record.run, stage, self._record.hash))
-        if job:
-            jobs.start_ttl(self._cluster, job)
-
     def _wait(self, entry: dict[str, Any], account: pods.Account, *, forever: bool = False) -> None:
         """Say once why the stage does not go on.
 

@@ -8,8 +8,9 @@
 set -euo pipefail
 
 for file in "$@"; do
-  name=$(sed -nE "s/^name: *[\"']?([a-z0-9-]+).*/\1/p" "$file")
-  [ -n "$name" ] || { echo "$file: there is no line 'name: …'" >&2; exit 2; }
+  name=$(sed -nE "/^name:/{s/^name: *//; s/ +#.*//; s/[[:space:]]*$//; s/^([\"'])(.*)\1$/\2/; p}" "$file")
+  [[ $name =~ ^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
+    { echo "$file: it needs a line 'name: …' with 1 to 40 of a-z, 0-9 and - (not at its ends)" >&2; exit 2; }
   kubectl create configmap "emopfx-$name" --from-file=experiment.yaml="$file" --dry-run=client --output=yaml |
     kubectl label --local --filename=- --output=yaml "emopfx.dev/experiment=$name" "emopfx.dev/release=${RELEASE:-emopfx}" |
     kubectl apply --server-side --force-conflicts --field-manager=ci --filename=-

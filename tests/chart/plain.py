@@ -48,11 +48,14 @@ _Dumper.add_representer(str, _text)
 
 def manifests(kube_version: str = KUBE_VERSION) -> dict[str, str]:
     """Return the text of each file by its name, without `.yaml`."""
-    cpu = {key: value for key, value in load(CI_VALUES["cpu"]).items() if key != "image"}
     watched = [
         item for item in _objects({"operator": {"enabled": True}}, kube_version) if _component(item) == "operator"
     ]
-    objects = {"gpu": _objects({}, kube_version), "cpu": _objects(cpu, kube_version), "operator": watched}
+    objects = {
+        "gpu": _objects({}, kube_version),
+        "cpu": _objects(load(CI_VALUES["cpu"]), kube_version),
+        "operator": watched,
+    }
     return {file: _header(file, kube_version) + _dump(found) for file, found in objects.items()}
 
 

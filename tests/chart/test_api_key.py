@@ -17,7 +17,7 @@ def keys(values: Object) -> dict[str, object]:
 def test_who_has_the_key() -> None:
     reference = {"secretKeyRef": {"name": "door", "key": "it"}}
     values = {"apiKey": {"existingSecret": "door", "secretKey": "it"}, "operator": {"enabled": True}}
-    assert keys(values) == dict.fromkeys(("server", "generate", "test"), reference)
+    assert keys(values) == dict.fromkeys(("server", "generate", "operator", "test"), reference)
 
 
 def test_without_a_secret_there_is_no_key() -> None:

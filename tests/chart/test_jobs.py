@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from emopfx import cluster_run
+from emopfx import cluster_config
 from emopfx.kubernetes import jobs as emopfx_jobs
 from tests.chart.rendering import CI_VALUES, Object, find, load, pods, render
 
@@ -121,7 +121,7 @@ def test_ask_the_server_by_its_service() -> None:
 def test_the_experiment_of_jobs_made_by_hand_is_right(name: str) -> None:
     values = load(CI_VALUES[name])
     text = find(render(values), "ConfigMap", "emopfx-experiment")["data"]["experiment.yaml"]
-    experiment = cluster_run.read(text, "experiment.yaml")
+    experiment = cluster_config.read(text, "experiment.yaml")
     [server] = pods(render(values))["server"]["spec"]["containers"]
     environment = {entry["name"]: entry.get("value") for entry in server["env"]}
     assert environment["EMOPFX_MODEL"] == experiment.model.name

@@ -8,7 +8,7 @@ from emopfx.kubernetes import jobs
 from tests.chart.conftest import Rendered
 from tests.chart.rendering import Object, find, names, pods, render, selects
 
-DNS, HTTPS, API = {53}, {443}, {443, 6443}
+DNS, HTTPS, API = {53, 5353}, {443}, {443, 6443, 8443}
 EVERYTHING = {"operator": {"enabled": True}}
 
 
@@ -61,9 +61,17 @@ def test_nobody_reaches_other_pods_than_the_servers(rendered: Rendered) -> None:
 def test_who_reaches_the_server() -> None:
     objects = render(EVERYTHING)
     found = {name: pod["metadata"]["labels"] for name, pod in pods(objects).items()}
-    assert {name for name, labels in found.items() if admitted(objects, labels)} == found.keys() - {"server"}
+    assert {name for name, labels in found.items() if admitted(objects, labels)} == {"generate", "operator", "test"}
     assert not admitted(objects, {})
     assert not admitted(objects, {**found["generate"], "app.kubernetes.io/instance": "another"})
+
+
+def test_ports_may_be_those_of_a_cluster_s_own_pods() -> None:
+    """A Service's port is replaced by its pods' before a policy is enforced."""
+    s3 = {"enabled": True, "endpointUrl": "http://minio.storage", "ports": [9000, 9001]}
+    objects = render({"networkPolicy": {"dnsPorts": [1053], "apiServerPorts": [16443]}, "s3": s3, **EVERYTHING})
+    assert reachable(objects, "operator") == {"server": {8000}, "anybody": {1053, 16443}}
+    assert reachable(objects, "analyze") == {"server": set(), "anybody": {1053, 443, 9000, 9001}}
 
 
 def test_monitoring_may_be_let_in() -> None:

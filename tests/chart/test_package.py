@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from emopfx.cli import app
-from tests.chart.rendering import CHART, ROOT, names, render, render_texts
+from tests.chart.rendering import CHART, ROOT, Object, names, render, render_texts
 
 
 def test_holds_what_is_needed_and_nothing_else(tmp_path: Path) -> None:
@@ -54,6 +54,20 @@ def test_notes_name_what_is_there(commands: list[list[str]]) -> None:
     assert test == ["helm", "test", "calm", "--namespace", "research", "--logs"]
     assert by_hand[-1].removeprefix("--from=cronjob/") in names(objects, "CronJob")
     assert run[:2] == ["emopfx", "run"]
+
+
+def notes(values: Object) -> str:
+    return render_texts(values)["NOTES.txt"]
+
+
+def test_notes_say_what_else_is_needed() -> None:
+    monitored = {"serviceMonitor": {"enabled": True}}
+    peer: Object = {"networkPolicy": {"extraIngressFrom": [{"namespaceSelector": {}}]}}
+    assert "Prometheus can't reach the server yet" in notes(monitored)
+    for values in ({}, {**monitored, **peer}, {**monitored, "networkPolicy": {"enabled": False}}):
+        assert "Prometheus" not in notes(values)
+    assert "EMOPFX_API_KEY" in notes({"apiKey": {"existingSecret": "door"}})
+    assert "EMOPFX_API_KEY" not in notes({})
 
 
 def test_notes_give_flags_that_emopfx_has(commands: list[list[str]]) -> None:

@@ -1,5 +1,7 @@
 """What holds for every object of the chart, with any of its ci values and for any Kubernetes."""
 
+import re
+
 import helm_python
 import kubernetes_validate
 import pytest
@@ -137,6 +139,73 @@ def test_names_at_their_limits() -> None:
             assert all(len(label) <= 63 for label in item["metadata"]["labels"].values())
         identities = [(item["kind"], item["metadata"]["name"]) for item in objects]
         assert len(set(identities)) == len(identities)
+
+
+# What YAML takes for a number, a truth value, nothing or a time where it is not quoted.
+@pytest.mark.parametrize("odd", ["42", "true", "null", "1e3", "0x1f", "2024", "on", "1.5"])
+def test_strings_stay_strings(odd: str) -> None:
+    account = {"create": True, "name": odd}
+    values = {
+        "image": {"server": {"repository": odd, "tag": odd}, "jobs": {"repository": odd, "tag": odd}},
+        "imagePullSecrets": [{"name": odd}],
+        "model": {"name": odd, "revision": odd},
+        "huggingFace": {"existingSecret": odd, "secretKey": odd},
+        "apiKey": {"existingSecret": odd, "secretKey": odd},
+        "s3": {
+            "enabled": True,
+            "existingSecret": odd,
+            "region": odd,
+            "ca": {"existingConfigMap": odd, "key": odd},
+        },
+        "persistence": {"existingClaim": odd},
+        "cache": {"existingClaim": odd},
+        "server": {"serviceAccount": account, **_pod_values(odd)},
+        "jobs": {"serviceAccount": account, "kueue": {"queueName": odd}, **_pod_values(odd)},
+        "operator": {"enabled": True, "serviceAccount": account, **_pod_values(odd)},
+        "grafanaDashboard": {"enabled": True, "labels": {odd: odd}},
+        "serviceMonitor": {"enabled": True, "labels": {odd: odd}},
+        "podDisruptionBudget": {"enabled": True, "minAvailable": "50%"},
+    }
+    if odd in ("true", "null", "on"):
+        values["nameOverride"] = odd
+    objects = render(values, release=odd, namespace=odd)
+    for item in objects:
+        if item["kind"] not in CUSTOM:
+            kubernetes_validate.validate(item, "1.37", strict=True)
+        assert item["metadata"]["labels"]["app.kubernetes.io/instance"] == odd
+    assert pods(objects)["operator"]["spec"]["containers"][0]["args"] == ["watch", "--release", odd]
+    assert pods(objects)["server"]["spec"]["containers"][0]["image"] == f"{odd}:{odd}"
+
+
+def _pod_values(odd: str) -> Object:
+    return {
+        "podLabels": {odd: odd},
+        "podAnnotations": {odd: odd},
+        "nodeSelector": {odd: odd},
+        "priorityClassName": odd,
+        "runtimeClassName": odd,
+        "extraEnv": [{"name": "ODD", "value": odd}],
+    }
+
+
+@pytest.mark.parametrize("release", ["42", "2nd", "1emopfx", "3.14"])
+def test_names_of_services_begin_with_a_letter(release: str) -> None:
+    values = {**load(CI_VALUES["rwx-replicas"]), "operator": {"enabled": True}}
+    objects = render(values, release=release)
+    for service in names(objects, "Service"):
+        assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", service)
+    [server] = {pods(objects)["generate"]["spec"]["containers"][0]["args"][6]}
+    assert server.removeprefix("http://").partition(":")[0] in names(objects, "Service")
+
+
+@pytest.mark.parametrize("component", ["server", "jobs", "operator"])
+def test_the_users_environment_wins(component: str) -> None:
+    extra = [{"name": "HOME", "value": "/home"}, {"name": "HF_HOME", "value": "/models"}]
+    values = {"operator": {"enabled": True}}
+    objects = render({**values, component: {**values.get(component, {}), "extraEnv": extra}})
+    for name in {"jobs": ["generate", "analyze"]}.get(component, [component]):
+        environment = pods(objects)[name]["spec"]["containers"][0]["env"]
+        assert [entry for entry in environment if entry["name"] in ("HOME", "HF_HOME")] == extra
 
 
 def test_names_can_be_chosen() -> None:

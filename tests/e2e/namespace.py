@@ -35,8 +35,9 @@ Found = TypeVar("Found")
 
 
 def chart_values(name: str) -> Object:
-    """Return the values of charts/emopfx/ci/<name>-values.yaml."""
-    return dict(yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text()))
+    """Return the values of charts/emopfx/ci/<name>-values.yaml, with the images that were built for the tests."""
+    images = {part: {"repository": f"localhost/emopfx-{part}", "tag": "dev"} for part in ("server", "jobs")}
+    return {**yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text()), "image": images}
 
 
 def wait_until(what: str, look: Callable[[], Found | None], seconds: float = READY_SECONDS) -> Found:
@@ -177,3 +178,5 @@ def new_namespace(client: kubernetes.client.ApiClient) -> Iterator[Namespace]:
         yield Namespace(client, name)
     finally:
         core.delete_namespace(name)
+        # Else its pods would still be busy when the next tests begin.
+        wait_until(f"the pods of {name} are gone", lambda: not core.list_namespaced_pod(name).items)

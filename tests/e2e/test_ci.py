@@ -1,12 +1,15 @@
-"""The script for CI that needs nothing but kubectl, with the operator in the cluster."""
+"""CI begins runs: by the script that needs nothing but kubectl, and by `emopfx run` with the rights of access.yaml."""
 
 import os
 import subprocess
 import time
 from pathlib import Path
 
+import kubernetes
+import pytest
+
 from tests.e2e.namespace import ROOT, Namespace, Object, chart_values
-from tests.e2e.runs import config, jobs, kubeconfig, states
+from tests.e2e.runs import config, emopfx, jobs, kubeconfig, states
 from tests.e2e.test_watch import wait_done
 
 # Within which the operator looks at what was applied.
@@ -22,9 +25,28 @@ def apply(namespace: Namespace, file: Path) -> Object:
     return found
 
 
-def test_applied_twice_runs_once(namespace: Namespace, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def operator(namespace: Namespace) -> None:
     namespace.install({**chart_values("cpu"), "operator": {"enabled": True}})
     namespace.wait_server()
+
+
+def test_runs_with_the_rights_that_are_shown(
+    client: kubernetes.client.ApiClient, namespace: Namespace, tmp_path: Path
+) -> None:
+    rights = [ROOT / "manifests" / "ci" / "access.yaml"]
+    subprocess.run(["kubectl", "apply", "--namespace", namespace.name, "-f", *rights], check=True)
+    core = kubernetes.client.CoreV1Api(client)
+    asked = {"spec": {"audiences": [], "expirationSeconds": 600}}
+    token = core.create_namespaced_service_account_token("emopfx-ci", namespace.name, asked).status.token
+    way = str(kubeconfig(tmp_path, user={"token": token}))
+    command = ("-f", str(config(tmp_path, "narrow", dataset={"samples": 1})), "--stages", "configure,generate,analyze")
+    for said in ("narrow: done; ", "narrow: nothing to do"):
+        code, out = emopfx(namespace, tmp_path, "run", *command, KUBECONFIG=way)
+        assert (code, said in out) == (0, True), out
+
+
+def test_applied_twice_runs_once(namespace: Namespace, tmp_path: Path) -> None:
     file = config(tmp_path, "from-ci", dataset={"samples": 1})
     apply(namespace, file)
     wait_done(namespace, "from-ci")

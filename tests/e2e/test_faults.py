@@ -13,6 +13,9 @@ from tests.e2e.runs import bring_here, check_whole, config, emopfx, jobs, record
 # One answer at a time: about ten seconds in which things can happen.
 SLOW = {"dataset": {"samples": 4}, "generation": {"repeats": 10, "concurrency": 1}}
 ANSWERS = 4 * 8 * 10
+# Long enough for another command to begin and end meanwhile, also where two busy cores run everything.
+SLOWER = {**SLOW, "generation": {"repeats": 30, "concurrency": 1}}
+MORE_ANSWERS = 3 * ANSWERS
 
 
 def half_done(namespace: Namespace, run: str) -> bool:
@@ -30,10 +33,8 @@ class TestKilled:
         file = str(config(tmp_path, f"no-{component}", **SLOW))
         with started(namespace, tmp_path, "run", "-f", file) as run:
             wait_until("answers are there", lambda: half_done(namespace, f"no-{component}"))
-            selector = f"app.kubernetes.io/component={component}"
-            running = [p for p in namespace.find("Pod", selector) if p["status"]["phase"] == "Running"]
-            assert len(running) == 1
-            namespace.delete("Pod", running[0]["metadata"]["name"])
+            [running] = [pod for pod in namespace.pods(component) if pod["status"]["phase"] == "Running"]
+            namespace.delete("Pod", running["metadata"]["name"])
             out, _ = run.communicate(timeout=300)
         assert run.returncode == 0, out
         assert len(jobs(namespace, f"no-{component}")) == 2
@@ -57,7 +58,7 @@ class TestKilled:
         check_whole(bring_here(namespace, tmp_path, "stopped"), ANSWERS)
 
     def test_two_at_once_and_the_first_killed(self, namespace: Namespace, tmp_path: Path) -> None:
-        file = str(config(tmp_path, "twice", **SLOW))
+        file = str(config(tmp_path, "twice", **SLOWER))
         with started(namespace, tmp_path, "run", "-f", file) as run:
             wait_until("answers are there", lambda: half_done(namespace, "twice"))
             code, out = emopfx(namespace, tmp_path, "run", "-f", file)
@@ -71,7 +72,7 @@ class TestKilled:
 
         wait_until("the dead one's Lease has expired", taken_over, seconds=120)
         assert len(jobs(namespace, "twice")) == 2
-        check_whole(bring_here(namespace, tmp_path, "twice"), ANSWERS)
+        check_whole(bring_here(namespace, tmp_path, "twice"), MORE_ANSWERS)
 
     def test_api_server_is_away_for_a_while(
         self, client: kubernetes.client.ApiClient, namespace: Namespace, tmp_path: Path
@@ -93,7 +94,7 @@ class TestKilled:
         check_whole(bring_here(namespace, tmp_path, "outage"), ANSWERS)
 
     def test_another_model_is_refused_while_a_run_goes_on(self, namespace: Namespace, tmp_path: Path) -> None:
-        file, other = config(tmp_path, "busy", **SLOW), config(tmp_path, "other", model={"dtype": "bfloat16"})
+        file, other = config(tmp_path, "busy", **SLOWER), config(tmp_path, "other", model={"dtype": "bfloat16"})
         with started(namespace, tmp_path, "run", "-f", str(file)) as run:
             wait_until("answers are there", lambda: half_done(namespace, "busy"))
             code, out = emopfx(namespace, tmp_path, "run", "-f", str(other))
@@ -102,10 +103,10 @@ class TestKilled:
             assert states(namespace, "other")["deploy"] == "failed"
             out, _ = run.communicate(timeout=300)
         assert run.returncode == 0, out
-        check_whole(bring_here(namespace, tmp_path, "busy"), ANSWERS)
+        check_whole(bring_here(namespace, tmp_path, "busy"), MORE_ANSWERS)
 
     def test_deleted_with_its_data_while_it_goes_on(self, namespace: Namespace, tmp_path: Path) -> None:
-        file = str(config(tmp_path, "unwanted", **SLOW))
+        file = str(config(tmp_path, "unwanted", **SLOWER))
         with started(namespace, tmp_path, "run", "-f", file) as run:
             wait_until("answers are there", lambda: half_done(namespace, "unwanted"))
             assert emopfx(namespace, tmp_path, "delete", "--name", "unwanted", "--data")[0] == 0

@@ -8,8 +8,8 @@ import pytest
 from tests.e2e.namespace import Namespace, Object, chart_values, wait_until
 
 SERVER, JOBS = "server", "jobs"
-# The kubelet needs a second or two to notice.
-ENDS_WITHIN_SECONDS = 10
+# The kubelet needs a second or two to notice, and more where the node is busy.
+ENDS_WITHIN_SECONDS = 30
 COMPLETION = {
     "messages": [{"role": "user", "content": "What is 6 times 7?"}],
     "temperature": 0,

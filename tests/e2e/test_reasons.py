@@ -9,7 +9,7 @@ import pytest
 import yaml
 from kubernetes.dynamic import DynamicClient
 
-from tests.e2e.namespace import Namespace, Object, chart_values, new_namespace
+from tests.e2e.namespace import Namespace, Object, chart_values, new_namespace, wait_until
 from tests.e2e.runs import bring_here, check_whole, config, emopfx, kubeconfig, record, started
 
 GPU = "nvidia.com/gpu"
@@ -47,9 +47,9 @@ def test_a_gpu_is_waited_for(client: kubernetes.client.ApiClient, node: str, tmp
     given = values(tmp_path, "gpu-default", server={"resources": {"requests": requests}}, jobs=jobs)
     command = ("-f", str(config(tmp_path)), "--values", given)
     with new_namespace(client) as namespace:
-        code, out = emopfx(namespace, tmp_path, "run", *command, "--timeout", "5")
+        code, out = emopfx(namespace, tmp_path, "run", *command, "--timeout", "30")
         assert code == 1
-        assert "emopfx: not ready after 5 s: pod emopfx-server-" in out
+        assert "emopfx: not ready after 30 s: pod emopfx-server-" in out
         assert f"finds no node: 0/1 nodes are available: 1 Insufficient {GPU}." in out
         entry = record(namespace, "nano")["stages.json"]["deploy"]
         assert (entry["state"], f"Insufficient {GPU}" in entry["reason"]) == ("failed", True)
@@ -74,7 +74,7 @@ def test_a_server_that_does_not_start(client: kubernetes.client.ApiClient, tmp_p
     changes: dict[str, dict[str, Object]] = {
         "ErrImagePull": {"image": image},
         "crashes again and again (exit code 137, OOMKilled)": {"server": small},
-        "exceeded quota": {"extraDeploy": [_quota()]},  # type: ignore[dict-item]
+        "exceeded quota": {},
     }
     with ExitStack() as stack:
         runs = {}
@@ -82,6 +82,8 @@ def test_a_server_that_does_not_start(client: kubernetes.client.ApiClient, tmp_p
             folder = tmp_path / str(number)
             folder.mkdir()
             namespace = stack.enter_context(new_namespace(client))
+            if reason == "exceeded quota":
+                no_pods(namespace)
             command = ("-f", str(config(folder)), "--values", values(folder, "cpu", **change))
             runs[reason] = stack.enter_context(started(namespace, folder, "run", *command))
         for reason, run in runs.items():
@@ -90,9 +92,16 @@ def test_a_server_that_does_not_start(client: kubernetes.client.ApiClient, tmp_p
             assert reason in out.partition("emopfx: ")[2], out
 
 
-def _quota() -> Object:
+def no_pods(namespace: Namespace) -> None:
+    """Let no pod be made; the quota holds when its controller has seen it."""
     spec = {"hard": {"pods": "0"}}
-    return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": spec}
+    namespace.create({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": spec})
+
+    def holds() -> bool:
+        found = namespace.get("ResourceQuota", "none")
+        return bool(found and found.get("status", {}).get("hard"))
+
+    wait_until("the quota holds", holds)
 
 
 def test_a_model_that_is_not_there(client: kubernetes.client.ApiClient, tmp_path: Path) -> None:

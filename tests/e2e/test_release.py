@@ -2,6 +2,8 @@
 
 import hashlib
 
+from kubernetes.client.exceptions import ApiException
+
 from tests.e2e.namespace import CHART, RELEASE, Namespace, Object, chart_values, wait_until
 
 SERVICE = f"services/{RELEASE}-server"
@@ -10,6 +12,21 @@ COMPLETION = {
     "temperature": 0,
     "ndif": {"request_id": "kept", "save_dir": "kept", "layers": "all"},
 }
+
+
+def wait_server(namespace: Namespace) -> Object:
+    """Wait until the server is ready and its Service leads there; return its pod."""
+    pod = namespace.wait_server()
+    wait_until("the Service leads to the server", lambda: answers(namespace))
+    return pod
+
+
+def answers(namespace: Namespace) -> bool:
+    try:
+        namespace.fetch(SERVICE, "/readyz")
+    except ApiException:
+        return False
+    return True
 
 
 def complete(namespace: Namespace) -> Object:
@@ -34,18 +51,18 @@ def assert_found(namespace: Namespace, first: Object) -> None:
 def test_install_test_upgrade_rollback_uninstall_and_install_again(namespace: Namespace) -> None:
     values = chart_values("cpu")
     namespace.install(values)
-    namespace.wait_server()
+    wait_server(namespace)
     tested = namespace.helm.test(RELEASE, timeout=120, logs=True)
     assert "as the answer said" in tested["logs"]
     first = complete(namespace)
     assert not first["ndif"]["replayed"]
 
     namespace.helm.upgrade(CHART, RELEASE, {**values, "server": {**values["server"], "maxBatchSize": 3}})
-    assert batch_size(namespace.wait_server()) == "3"
+    assert batch_size(wait_server(namespace)) == "3"
     assert_found(namespace, first)
 
     namespace.helm.rollback(RELEASE)
-    assert batch_size(namespace.wait_server()) == "64"
+    assert batch_size(wait_server(namespace)) == "64"
     assert_found(namespace, first)
 
     namespace.helm.uninstall(RELEASE)
@@ -55,5 +72,5 @@ def test_install_test_upgrade_rollback_uninstall_and_install_again(namespace: Na
         assert namespace.find(kind, f"app.kubernetes.io/instance={RELEASE}") == []
 
     namespace.install(values)
-    namespace.wait_server()
+    wait_server(namespace)
     assert_found(namespace, first)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emopfx.layout import Layout
-from tests.e2e.namespace import Namespace, chart_values, wait_until
+from emopfx.layout import Layout, read_json
+from tests.e2e.namespace import Namespace, Object, chart_values, wait_until
 from tests.e2e.runs import bring_here, check_whole, config, emopfx, fingerprint, jobs, record, started, states
+
+PROBES: Object = {"probes": {}}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def printed(namespace: Namespace, folder: Path) -> str:
     """What a first run printed, which installed the release too."""
     values = folder / "values.yaml"
     values.write_text(str(chart_values("cpu")))
-    code, out = emopfx(namespace, folder, "run", "-f", str(config(folder)), "--values", str(values))
+    code, out = emopfx(namespace, folder, "run", "-f", str(config(folder, analysis=PROBES)), "--values", str(values))
     assert code == 0, out
     return out
 
@@ -42,9 +44,15 @@ class TestRun:
     def test_results_and_activations_verify(self, namespace: Namespace, folder: Path) -> None:
         check_whole(bring_here(namespace, folder, "nano"), 64)
 
+    def test_the_report_has_probes(self, namespace: Namespace, folder: Path) -> None:
+        """They need torch, and the memory that the chart gives."""
+        report = read_json(bring_here(namespace, folder, "nano").report("json"))
+        assert report is not None
+        assert report["probes"]["tasks"]
+
     def test_a_download_goes_on_where_it_was_stopped(self, namespace: Namespace, folder: Path) -> None:
         layout = bring_here(namespace, folder, "nano")
-        whole = next(layout.folder.rglob("*.safetensors"))
+        whole = next((layout.folder / "activations").rglob("*.safetensors"))
         content = whole.read_bytes()
         whole.with_name(f"{whole.name}.part").write_bytes(content[:1000])
         whole.unlink()
@@ -57,7 +65,7 @@ class TestRun:
         assert emopfx(namespace, tmp_path, "fetch", "--name", "nano")[0] == 0
         layout = Layout(tmp_path / "results", "nano")
         with started(namespace, tmp_path, "download-activations", "--name", "nano") as download:
-            wait_until("some files are there", lambda: list(layout.folder.rglob("*.safetensors")))
+            wait_until("some files are there", lambda: list((layout.folder / "activations").rglob("*.safetensors")))
             (server,) = namespace.pods("server")
             namespace.delete("Pod", server["metadata"]["name"])
             out, _ = download.communicate(timeout=120)
@@ -96,7 +104,7 @@ class TestRun:
         old, before = fingerprint(bring_here(namespace, folder, "nano")), versions(namespace, "nano")
         changed = folder / "changed"
         changed.mkdir()
-        file = str(config(changed, generation={"seed": 7}))
+        file = str(config(changed, generation={"seed": 7}, analysis=PROBES))
         code, out = emopfx(namespace, folder, "run", "-f", file)
         assert code == 0
         said = re.search(r"the config has changed \(generation\.seed: 0 → 7\), and runs as (nano-\w+) beside", out)
@@ -146,7 +154,7 @@ class TestWrongConfig:
         wrong = config(folder, "wrong", dataset={"path": "manifests/none.jsonl"})
         code, out = emopfx(namespace, folder, "run", "-f", str(wrong))
         assert code == 2
-        sentence = "dataset.path: there is no file manifests/none.jsonl"
+        sentence = "dataset.path: there is no file /experiment/manifests/none.jsonl nor manifests/none.jsonl"
         assert sentence in out
         entry = record(namespace, "wrong")["stages.json"]["generate"]
         assert entry["state"] == "failed"

@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import kubernetes
 import pytest
 
-from tests.e2e.namespace import Namespace, chart_values, wait_until
+from tests.e2e.namespace import Namespace, chart_values, new_namespace, wait_until
 from tests.e2e.runs import bring_here, check_whole, config, emopfx, jobs, record, states
-from tests.e2e.test_faults import ANSWERS, SLOW, half_done
+from tests.e2e.test_faults import ANSWERS, MORE_ANSWERS, SLOW, SLOWER, half_done
 
+RUN_SECONDS = 300
 KILL = "for p in /proc/[0-9]*; do [ ${p#/proc/} = 1 ] || ! grep -q '[e]mopfx' $p/cmdline || kill -9 ${p#/proc/}; done"
 
 
@@ -38,7 +40,7 @@ def wait_done(namespace: Namespace, run: str) -> None:
         assert '"failed"' not in data.get("stages.json", "")
         return "summary.json" in data and set(states(namespace, run).values()) == {"succeeded"}
 
-    wait_until(f"{run} is done", done)
+    wait_until(f"{run} is done", done, RUN_SECONDS)
 
 
 def test_runs_what_is_applied_and_a_change_beside_it(namespace: Namespace, tmp_path: Path) -> None:
@@ -66,6 +68,32 @@ def test_killed_while_it_waits(namespace: Namespace, tmp_path: Path) -> None:
     wait_done(namespace, "waited")
     assert len(jobs(namespace, "waited")) == 2
     check_whole(bring_here(namespace, tmp_path, "waited"), ANSWERS)
+
+
+def test_a_command_follows_what_the_operator_runs(namespace: Namespace, tmp_path: Path) -> None:
+    file = config(tmp_path, "followed", **SLOWER)
+    apply(namespace, "emopfx-followed", file)
+    wait_until("answers are there", lambda: half_done(namespace, "followed"))
+    code, out = emopfx(namespace, tmp_path, "run", "-f", str(file))
+    assert code == 0, out
+    assert "followed: the operator in the cluster works on it; this follows it" in out
+    assert set(states(namespace, "followed").values()) == {"succeeded"}
+    assert len(jobs(namespace, "followed")) == 2
+    check_whole(bring_here(namespace, tmp_path, "followed"), MORE_ANSWERS)
+
+
+def test_a_server_that_asks_for_a_key(client: kubernetes.client.ApiClient, tmp_path: Path) -> None:
+    key = {"existingSecret": "door", "secretKey": "key"}
+    with new_namespace(client) as own:
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "door"}, "stringData": {"key": "open"}}
+        own.create(secret)
+        own.install({**chart_values("cpu"), "apiKey": key, "operator": {"enabled": True}})
+        own.wait_server()
+        apply(own, "emopfx-locked", config(tmp_path, "locked", dataset={"samples": 1}))
+        wait_done(own, "locked")
+        code, out = emopfx(own, tmp_path, "fetch", "--name", "locked")
+        assert (code, "EMOPFX_API_KEY must be the key that the server asks for" in out) == (2, True)
+        assert emopfx(own, tmp_path, "fetch", "--name", "locked", EMOPFX_API_KEY="open")[0] == 0
 
 
 def test_says_in_the_config_map_what_is_wrong(namespace: Namespace, tmp_path: Path) -> None:

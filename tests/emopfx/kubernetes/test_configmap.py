@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ def found(body: dict[str, Any], manager: str = "emopfx") -> dict[str, Any]:
 
 def test_comes_back_as_it_was_written() -> None:
     made = record()
-    made.resolved, made.summary = {"name": "nano"}, {"found": 3}
+    made.resolved, made.summary = {"name": "nano"}, {"found": 3, "expected": 4}
     body = made.body()
     assert body["metadata"]["labels"]["emopfx.dev/experiment"] == "nano"
     assert body["metadata"]["labels"]["emopfx.dev/hash"] == "01234567"
@@ -41,7 +42,22 @@ def test_leaves_an_experiment_that_was_applied_to_who_applied_it() -> None:
 
 
 def test_a_config_map_with_nothing_but_an_experiment_is_no_record() -> None:
-    assert RunRecord.of({"metadata": {"labels": {}}, "data": {"experiment.yaml": "name: nano"}}) is None
+    metadata = {"name": "emopfx-nano", "labels": {}}
+    assert RunRecord.of({"metadata": metadata, "data": {"experiment.yaml": "name: nano"}}) is None
+
+
+def test_a_copy_of_a_record_is_no_record() -> None:
+    body = found(record().body())
+    body["metadata"]["name"] = "a-copy"
+    assert RunRecord.of(body) is None
+
+
+def test_a_record_without_labels_is_still_the_run_s() -> None:
+    body = found(record().body())
+    del body["metadata"]["labels"]
+    read = RunRecord.of(body)
+    assert read is not None
+    assert (read.run, read.release) == ("nano", "")
 
 
 def test_what_was_refused_is_known_without_a_record() -> None:
@@ -52,12 +68,28 @@ def test_what_was_refused_is_known_without_a_record() -> None:
     assert configmap.applied({"metadata": metadata}).stages == {}
 
 
-def test_a_record_that_somebody_has_broken_is_refused_in_a_sentence() -> None:
+@pytest.mark.parametrize(
+    ("key", "text", "sentence"),
+    [
+        ("stages.json", "{", "stages.json is not valid JSON (Expecting"),
+        ("stages.json", "[" * 100_000, "stages.json is not valid JSON (maximum recursion depth"),
+        ("stages.json", "[1]", "stages.json is not what emopfx writes (Input should be a valid dictionary)"),
+        ("stages.json", "3", "stages.json is not what emopfx writes"),
+        ("stages.json", "null", "stages.json is not what emopfx writes"),
+        ("stages.json", '{"generate": "x"}', "stages.json is not what emopfx writes (generate: "),
+        ("stages.json", '{"generate": {"state": "odd"}}', "(generate.state: Input should be 'pending', "),
+        ("stages.json", '{"generate": {"state": "failed", "reason": 3}}', "(generate.reason: "),
+        ("stages.json", '{"publish": {"state": "failed"}}', "(publish.[key]: "),
+        ("summary.json", "[1]", "summary.json is not what emopfx writes"),
+        ("summary.json", '{"found": "x", "expected": 3}', "summary.json is not what emopfx writes (found: "),
+        ("experiment_config.json", "[1]", "experiment_config.json is not what emopfx writes"),
+        ("hash", "", "'' is not a hash"),
+    ],
+)
+def test_a_record_that_somebody_has_broken_is_refused_in_a_sentence(key: str, text: str, sentence: str) -> None:
     body = found(record().body())
-    body["data"]["stages.json"] = "{"
-    with pytest.raises(
-        InputError, match=r"ConfigMap emopfx-nano: stages.json is not valid JSON \(Expecting.*changed it"
-    ):
+    body["data"][key] = text
+    with pytest.raises(InputError, match=rf"^ConfigMap emopfx-nano: .*{re.escape(sentence)}.*somebody has changed it$"):
         RunRecord.of(body)
 
 

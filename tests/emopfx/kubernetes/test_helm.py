@@ -89,3 +89,42 @@ def test_the_command_installs_and_upgrades(binary: helm.Helm) -> None:
 def test_what_the_command_says_is_passed_on(binary: helm.Helm, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f'^helm: path "{tmp_path}/none" not found$'):
         binary.upgrade("emopfx", f"{tmp_path}/none", TINY)
+
+
+SCHEMA = """level=WARN msg="a chart is old"
+Error: UPGRADE FAILED: values don't meet the specifications of the schema(s) in the following chart(s):
+emopfx:
+- at '/gpu': got number, want object
+- at '/server': additional properties 'tpyo' not allowed
+
+Use --debug flag to render out invalid YAML
+"""
+FAILED = "Error: UPGRADE FAILED: execution error at (emopfx/templates/server-deployment.yaml:1:4): server.replicas is 2"
+
+
+@pytest.mark.parametrize(
+    ("printed", "kind", "sentence"),
+    [
+        (
+            SCHEMA,
+            InputError,
+            "helm: UPGRADE FAILED: values don't meet the specifications of the schema(s) in the following chart(s): "
+            "emopfx: - at '/gpu': got number, want object - at '/server': additional properties 'tpyo' not allowed",
+        ),
+        (FAILED, InputError, f"helm: {FAILED.removeprefix('Error: ')}"),
+        ("Error: Kubernetes cluster unreachable: no\n", RunError, "helm: Kubernetes cluster unreachable: no"),
+        ("killed\n", RunError, "helm: killed"),
+        ("", RunError, "helm: exit code 1"),
+    ],
+)
+def test_what_helm_says_is_kept_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, kind: type[Exception], sentence: str
+) -> None:
+    (tmp_path / "said").write_text(printed)
+    command = tmp_path / "helm"
+    command.write_text(f"#!/bin/sh\ncat {tmp_path}/said >&2\nexit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(kind) as refused:
+        helm.find("research").upgrade("emopfx", str(CHART), {})
+    assert str(refused.value) == sentence

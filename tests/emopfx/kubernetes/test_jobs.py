@@ -1,8 +1,10 @@
 import copy
+import re
 from typing import Any
 
 import pytest
 
+from emopfx import config
 from emopfx.kubernetes import jobs, names
 
 LABELS = names.labels("nano", "emopfx", "0123456789") | {names.STAGE_LABEL: "generate"}
@@ -96,6 +98,13 @@ def test_a_pod_that_refuses_its_config_says_why() -> None:
 def test_names_fit() -> None:
     longest = "a" * 40
     assert names.revision("nano", "0123456789") == "nano-01234567"
-    assert names.revision("a" * 30 + "-" + "b" * 9, "0123456789") == "a" * 30 + "-01234567"
+    assert names.revision("a" * 31, "0123456789") == "a" * 31 + "-01234567"
+    assert names.revision("a" * 25 + "-" + "b" * 9, "0123456789").startswith("a" * 25 + "-")
     assert len(names.revision(longest, "0123456789")) == 40
     assert len(names.job(longest, "generate", "0123456789")) <= 63
+
+
+def test_names_that_begin_alike_have_revisions_of_their_own() -> None:
+    alike = {names.revision("a" * 31 + end, "0123456789") for end in ("bc", "bd", "b", "")}
+    assert len(alike) == 4
+    assert all(re.fullmatch(config.NAME_PATTERN, name) for name in alike)
