@@ -1,9 +1,10 @@
 """The command line: `emopfx run` and the single stages, and how to look at what they did."""
 
+import inspect
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -49,6 +50,7 @@ from emopfx.layout import Layout
 from emopfx.progress import say
 from emopfx.record import Record
 from emopfx.run import Options
+from emopfx.server_api import read_address
 
 # What typer exits with on ctrl-C.
 INTERRUPTED = 130
@@ -63,6 +65,8 @@ app = typer.Typer(
 app.add_typer(cli_results.app)
 app.add_typer(cli_activations.app, name="activations")
 
+# Flags of `run` that single stages do not have: several stages, and what is for a cluster.
+ONLY_RUN = ("stages", "namespace", "release", "chart", "values", "patience")
 # Flags and the key of the config that each one overrides.
 KEYS = {
     "samples": "dataset.samples",
@@ -115,15 +119,15 @@ def run(
 
 def _run_in_cluster(flags: dict[str, Any]) -> None:
     # Both take a while to import, and commands on this machine need neither.
-    from emopfx import cluster_run
-    from emopfx.kubernetes import api
+    from emopfx import cluster_config, cluster_run
+    from emopfx.kubernetes import kubeconfig
     from emopfx.targets.cluster import Deployment
 
     for flag in ("server", "verify"):
         if flags[flag]:
             raise InputError(f"--{flag} is for the target local")
-    cluster = api.connect(flags["namespace"])
-    experiment, given = _experiment(flags, lambda name: cluster_run.config_of(cluster, name))
+    cluster = kubeconfig.connect(flags["namespace"])
+    experiment, given = _experiment(flags, lambda name: cluster_config.config_of(cluster, name))
     own_values = config_file.read_yaml(flags["values"]) if flags["values"] else {}
     options = cluster_run.Options(
         flags["release"],
@@ -135,37 +139,23 @@ def _run_in_cluster(flags: dict[str, Any]) -> None:
 
 
 def _stage_command(stage: str, explanation: str) -> Callable[..., None]:
-    def command(
-        context: typer.Context,
-        file: File = None,
-        name: Name = None,
-        samples: Samples = None,
-        variants: Variants = None,
-        model: ModelName = None,
-        dataset: DatasetPath = None,
-        max_tokens: MaxTokens = None,
-        temperature: Temperature = None,
-        seed: Seed = None,
-        repeats: Repeats = None,
-        concurrency: Concurrency = None,
-        capture: Capture = None,
-        probes: Probes = False,
-        server: Server = None,
-        results: Results = RESULTS,
-        verify: Verify = False,
-        new_revision: NewRevision = False,
-    ) -> None:
-        only_named = name is not None and not (file or probes or _changes(context.params))
+    def command(context: typer.Context, **flags: Any) -> None:
+        if in_cluster(flags["target"]):
+            raise InputError(f"on the target kubernetes, emopfx run --stages {stage} runs this stage")
+        only_named = flags["name"] is not None and not (flags["file"] or flags["probes"] or _changes(flags))
         if stage == "analyze" and only_named:
-            status.read(results, str(name))
-            runner.analyze_recorded(Layout(results, str(name)))
+            status.read(flags["results"], flags["name"])
+            runner.analyze_recorded(Layout(flags["results"], flags["name"]))
             return
-        experiment, given = _experiment(context.params)
+        experiment, given = _experiment(flags)
         if stage == "deploy":
-            runner.serve(experiment, _options(context.params))
+            runner.serve(experiment, _options(flags))
         else:
-            runner.run(experiment, given, [stage], _options(context.params))
+            runner.run(experiment, given, [stage], _options(flags))
 
+    # Typer reads a command's flags from its signature: they are those of `run` but for what only that can do.
+    own = [item for item in inspect.signature(run).parameters.values() if item.name not in ONLY_RUN]
+    command.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
     command.__doc__ = explanation
     return command
 
@@ -181,8 +171,9 @@ def schema(
     report: Annotated[bool, typer.Option("--report", help="Of report.json, not of the config.")] = False,
 ) -> None:
     """Print the JSON Schema of the config."""
-    model = Report if report else config.Experiment
-    typer.echo(json.dumps(model.model_json_schema(), indent=2))
+    # A config may leave things out; a report has them all.
+    found = Report.model_json_schema(mode="serialization") if report else config.Experiment.model_json_schema()
+    typer.echo(json.dumps(found, indent=2))
 
 
 def _version(asked: bool) -> None:
@@ -201,7 +192,8 @@ def _root(
 
 
 def _options(flags: dict[str, Any]) -> Options:
-    return Options(flags["results"], flags["server"], flags["verify"], flags["new_revision"])
+    server = flags["server"] and read_address(flags["server"])
+    return Options(flags["results"], server, flags["verify"], flags["new_revision"])
 
 
 def _changes(flags: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +216,8 @@ def _experiment(
     file, name, changes = flags["file"], flags["name"], _changes(flags)
     text = None
     if file is not None:
-        raw, source, text = config_file.read_yaml(file), str(file), file.read_text
+        text = config_file.read_text(file)
+        raw, source = config_file.parse_yaml(text, str(file)), str(file)
     elif name is None:
         raise InputError("say which experiment: -f experiment.yaml or --name")
     elif recorded is not None:
@@ -236,27 +229,33 @@ def _experiment(
         changes["variants"] = _own_variants(raw, changes["variants"])
     if name is not None and raw.get("name") != name:
         changes["name"] = name
-    if flags["probes"] and not (raw.get("analysis") or {}).get("probes"):
+    analysis = raw.get("analysis")
+    if flags["probes"] and not (isinstance(analysis, Mapping) and analysis.get("probes")):
         changes["analysis.probes"] = {}
     merged = config_file.override(raw, changes)
-    experiment = config_file.parse(merged, source, file.parent if file else None, find_files=recorded is None)
+    # A flag's path is one from here.
+    folder = file.parent if file and flags["dataset"] is None else None
+    experiment = config_file.parse(merged, source, folder, find_files=recorded is None)
     if text is not None and not changes:
-        return experiment, text()
+        return experiment, text
     return experiment, yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
 
 
 def _own_variants(raw: dict[str, Any], names: list[str]) -> list[Any]:
     """Return the named variants, as the config defines them where it does."""
     listed = raw.get("variants")
-    own = {item.get("name"): item for item in listed if isinstance(item, dict)} if isinstance(listed, list) else {}
-    return [own.get(name, name) for name in names]
+    own = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    return [next((item for item in own if item.get("name") == name), name) for name in names]
 
 
 def _stages(text: str | None) -> list[str]:
     stages = _split(text or "")
+    allowed = f"allowed: {', '.join(config.STAGES)}"
+    if text is not None and not stages:
+        raise InputError(f"--stages names no stage; {allowed}")
     for stage in stages:
         if stage not in config.STAGES:
-            raise InputError(f"--stages: there is no stage {stage!r}; allowed: {', '.join(config.STAGES)}")
+            raise InputError(f"--stages: there is no stage {stage!r}; {allowed}")
     return stages
 
 
@@ -280,6 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (InputError, RunError) as error:
         say(f"emopfx: {error}")
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except OSError as error:
+        say(f"emopfx: {error.filename}: {error.strerror}" if error.filename else f"emopfx: {error}")
+        sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             say("emopfx: stopped; what is finished is kept, and the same command goes on from there")

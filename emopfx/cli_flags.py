@@ -10,6 +10,13 @@ from emopfx.errors import InputError
 
 TARGETS = ("local", "kubernetes")
 
+
+def _read_results(folder: Path) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--results: {folder} is not a folder")
+    return folder
+
+
 File = Annotated[Path | None, typer.Option("-f", "--file", help="The experiment's config (YAML).")]
 Name = Annotated[str | None, typer.Option(help="Names the results folder; without -f, goes on with what is there.")]
 Samples = Annotated[int | None, typer.Option(help="How many questions.")]
@@ -26,7 +33,7 @@ Probes = Annotated[bool, typer.Option("--probes", help="Probe the activations, a
 Stages = Annotated[str | None, typer.Option(help=f"Stages, with commas between them: {', '.join(config.STAGES)}.")]
 Target = Annotated[str, typer.Option(help=f"Where the stages run: {' or '.join(TARGETS)}.")]
 Server = Annotated[str | None, typer.Option(help="Address of a server to use; else one is started.")]
-Results = Annotated[Path, typer.Option(help="Folder of all results, and of the server's data.")]
+Results = Annotated[Path, typer.Option(callback=_read_results, help="Folder of all results, and of the server's data.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Check finished activations by checksum, not only by size.")]
 NewRevision = Annotated[bool, typer.Option("--new-revision", help="Keep results of an older config beside new ones.")]
 
@@ -41,7 +48,7 @@ Experiment = Annotated[str, typer.Option("--name", help="The experiment.")]
 RESULTS = Path("results")
 RELEASE = "emopfx"
 CHART = "charts/emopfx"
-PATIENCE = 1800.0
+PATIENCE = 3600.0
 
 
 def in_cluster(target: str) -> bool:

@@ -4,7 +4,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from emopfx import __version__, hashing, variants
 from emopfx.hashing import Json
@@ -12,15 +21,31 @@ from emopfx.hashing import Json
 Stage = Literal["deploy", "configure", "generate", "analyze"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 FILE_SUFFIXES = (".jsonl", ".parquet")
+# Files of questions as others keep them: none of these is meant as a dataset of the hub.
+OTHER_SUFFIXES = (
+    *(".csv", ".tsv", ".json", ".txt", ".md", ".yaml", ".yml", ".xml", ".xlsx", ".arrow", ".feather", ".pkl", ".db"),
+    *(".gz", ".zip", ".tar", ".bz2", ".xz", ".zst"),
+)
+DATASETS_ALLOWED = "allowed are a .jsonl or .parquet file, and a dataset on the Hugging Face hub (owner/name)"
+HUB_ID_PATTERN = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 # Names of folders and, in a cluster, of objects: 40 characters leave room for "-generate-" and a hash in 63.
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 RESERVED_NAMES = ("activations", "artifacts")
 _INDEX = "(?:-?[0-9]{1,9})?"
 LAYERS_PATTERN = re.compile(f"{_INDEX}:{_INDEX}(?::{_INDEX})?")
 POSITIONS_PATTERN = re.compile("[0-9]{0,9}:[0-9]{0,9}")
+_NONEMPTY = Field(min_length=1)
 S3_URI_PATTERN = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s?#]*)?")
 # Without a user and a password in it: credentials are no part of a config.
 ENDPOINT_PATTERN = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
+
+
+# What the JSON Schema says of values that may be written in several ways.
+BuiltIn = Annotated[str, WithJsonSchema({"enum": list(variants.BUILT_IN)})]
+Layers = Literal["all"] | Annotated[str, Field(pattern=f"^{LAYERS_PATTERN.pattern}$")] | Annotated[list[int], _NONEMPTY]
+Ranges = Annotated[list[Annotated[str, Field(pattern=f"^{POSITIONS_PATTERN.pattern}$")]], _NONEMPTY]
+ChangedPositions = Literal["all", "prompt", "generated", "last_prompt"] | Ranges
+Positions = ChangedPositions | Literal["last"]
 
 
 class Section(BaseModel):
@@ -50,7 +75,16 @@ class Dataset(Section):
     @property
     def is_file(self) -> bool:
         """Whether the path names a local file and not a dataset on the Hugging Face hub."""
-        return self.path.endswith(FILE_SUFFIXES)
+        return self.path.lower().endswith(FILE_SUFFIXES)
+
+    @field_validator("path")
+    @classmethod
+    def _file_or_hub_id(cls, value: str) -> str:
+        lower = value.lower()
+        hub_id = HUB_ID_PATTERN.fullmatch(value) and not lower.endswith(OTHER_SUFFIXES)
+        if hub_id or lower.endswith(FILE_SUFFIXES):
+            return value
+        raise ValueError(f"{DATASETS_ALLOWED}, got {value!r}")
 
 
 class Generation(Section):
@@ -86,7 +120,9 @@ class Intervention(Section):
         "the folder of all results (another-experiment/artifacts/…); a file's only tensor need not be named",
     )
     scale: float | None = Field(None, allow_inf_nan=False, description="1 if left out")
-    positions: Annotated[str | list[str], BeforeValidator(_read_changed_positions)] = Field(
+    positions: Annotated[
+        str | list[str], BeforeValidator(_read_changed_positions, json_schema_input_type=ChangedPositions)
+    ] = Field(
         "all", description="Tokens concerned: all, prompt, generated, last_prompt, or a list of ranges of positions"
     )
 
@@ -120,9 +156,20 @@ class Variant(Section):
 class CustomVariant(Section):
     """A variant of the user's own, with one phrasing or several, or with interventions (as JSON Schema only)."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {"required": ["prefix", "prefixes"]},
+            "anyOf": [
+                {"required": ["prefix"]},
+                {"required": ["prefixes"]},
+                {"required": ["interventions"], "properties": {"interventions": {"minItems": 1}}},
+            ],
+        }
+    )
+
     name: str = Field(pattern=NAME_PATTERN)
-    prefix: str = ""
-    prefixes: list[str] = []
+    prefix: str = Field("", min_length=1)
+    prefixes: list[Annotated[str, _NONEMPTY]] = []
     interventions: list[Intervention] = []
 
 
@@ -143,19 +190,26 @@ def _read_variant(value: object) -> object:
     return value
 
 
+GivenVariant = Annotated[Variant, BeforeValidator(_read_variant, json_schema_input_type=BuiltIn | CustomVariant)]
+
+
 def _read_layers(value: object) -> object:
     whole_numbers = isinstance(value, list) and value and all(type(item) is int for item in value)
     if value == "all" or whole_numbers or (isinstance(value, str) and LAYERS_PATTERN.fullmatch(value)):
         return value
-    raise ValueError(f"layers must be all, a list like [0, 5, -1] or a slice like '0:28:4', got {value!r}")
+    # YAML reads an unquoted 1:4 as 64, a number in base 60.
+    hint = "; quote a slice, as in '1:4'" if type(value) is int else ""
+    raise ValueError(f"layers must be all, a list like [0, 5, -1] or a slice like '0:28:4', got {value!r}{hint}")
 
 
 def _read_positions(value: object) -> object:
     ranges = isinstance(value, list) and value and all(_is_range(item) for item in value)
     if value in ("all", "prompt", "generated", "last_prompt", "last") or ranges:
         return value
+    hint = "; quote a range, as in ['1:4']" if isinstance(value, list) and any(type(i) is int for i in value) else ""
     raise ValueError(
-        f"positions must be all, prompt, generated, last_prompt, last or a list of ranges like ['0:4'], got {value!r}"
+        "positions must be all, prompt, generated, last_prompt, last or a list of ranges like ['0:4'], "
+        f"got {value!r}{hint}"
     )
 
 
@@ -167,7 +221,7 @@ class Capture(Section):
     """Which hidden activations the server keeps while it generates."""
 
     enabled: bool = True
-    layers: Annotated[str | list[int], BeforeValidator(_read_layers)] = Field(
+    layers: Annotated[str | list[int], BeforeValidator(_read_layers, json_schema_input_type=Layers)] = Field(
         "all", description="all, a list of layer numbers (negative from the end) or a slice start:stop:step"
     )
     hook_points: list[str] = Field(
@@ -175,20 +229,31 @@ class Capture(Section):
         min_length=1,
         description="Places inside a layer; the server's /v1/model/structure lists those of its model",
     )
-    positions: Annotated[str | list[str], BeforeValidator(_read_positions)] = Field(
+    positions: Annotated[str | list[str], BeforeValidator(_read_positions, json_schema_input_type=Positions)] = Field(
         "all",
         description="all, prompt, generated, last_prompt, last, or a list of ranges start:stop of token positions",
     )
     dtype: Literal["bfloat16", "float16", "float32", "model"] = "bfloat16"
 
 
-def _read_s3_uri(value: str) -> str:
+def read_s3_uri(value: str) -> str:
+    """Return a URI of S3 if it is one; what may hold credentials is not repeated.
+
+    Raises:
+        ValueError: If it is none.
+    """
     if S3_URI_PATTERN.fullmatch(value):
         return value
-    raise ValueError(f"an S3 URI is s3://bucket or s3://bucket/prefix, got {value!r}")
+    shown = "" if re.search(r"@|:(?!//)", value) else f", got {value!r}"
+    raise ValueError(f"an S3 URI is s3://bucket or s3://bucket/prefix{shown}")
 
 
-def _read_endpoint(value: str | None) -> str | None:
+def read_endpoint(value: str | None) -> str | None:
+    """Return the address of a service if it is one.
+
+    Raises:
+        ValueError: If it is none.
+    """
     if value is None or ENDPOINT_PATTERN.fullmatch(value):
         return value
     raise ValueError("an endpoint is http://host or https://host, perhaps with a port and a path, without credentials")
@@ -197,8 +262,8 @@ def _read_endpoint(value: str | None) -> str | None:
 class S3(Section):
     """A bucket that keeps what the experiment made; boto3 finds the credentials by itself."""
 
-    uri: Annotated[str, AfterValidator(_read_s3_uri)] = Field(description="s3://bucket or s3://bucket/prefix")
-    endpoint_url: Annotated[str | None, AfterValidator(_read_endpoint)] = Field(
+    uri: Annotated[str, AfterValidator(read_s3_uri)] = Field(description="s3://bucket or s3://bucket/prefix")
+    endpoint_url: Annotated[str | None, AfterValidator(read_endpoint)] = Field(
         None, description="Address of a service other than AWS; else AWS_ENDPOINT_URL_S3"
     )
     push: bool | Literal["continuous"] = Field(
@@ -248,12 +313,10 @@ class Experiment(Section):
     model: Model = Model()
     dataset: Dataset = Dataset()
     generation: Generation = Generation()
-    variants: list[Annotated[Variant, BeforeValidator(_read_variant, json_schema_input_type=str | CustomVariant)]] = (
-        Field(
-            [Variant(name=name, prefixes=list(prefixes)) for name, prefixes in variants.BUILT_IN.items()],
-            min_length=1,
-            description="Names from the built-in set, or {name, prefix}, {name, prefixes}, {name, interventions}",
-        )
+    variants: list[GivenVariant] = Field(
+        [Variant(name=name, prefixes=list(prefixes)) for name, prefixes in variants.BUILT_IN.items()],
+        min_length=1,
+        description="Names from the built-in set, or {name, prefix}, {name, prefixes}, {name, interventions}",
     )
     capture: Capture = Capture()
     analysis: Analysis = Analysis()
@@ -272,17 +335,20 @@ class Experiment(Section):
         return value
 
 
-def identity(experiment: Experiment, dataset: Json, vectors: Json = None) -> dict[str, Json]:
+def identity(
+    experiment: Experiment, dataset: Json, vectors: Json = None, model_files: Mapping[str, Json] | None = None
+) -> dict[str, Json]:
     """Return everything that can change a result, the content of the config hash.
 
     Args:
         experiment: The config. Its concurrency, failure limit, analysis, storage and stages change no answer.
         dataset: What identifies the questions (see `dataset.fingerprint`).
         vectors: What identifies the vector files' content (see `steering.checksums`), None where they can't be read.
+        model_files: What identifies the files of a model that is a folder, by name.
     """
     sampling = experiment.generation.model_dump(exclude={"concurrency", "max_failures"})
     return {
-        "model": experiment.model.model_dump(),
+        "model": {**experiment.model.model_dump(), **({"files": model_files} if model_files else {})},
         "dataset": dataset,
         "generation": sampling,
         "instruction": variants.INSTRUCTION,

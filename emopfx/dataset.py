@@ -1,11 +1,11 @@
 """The questions: read from the Hugging Face hub or a file, chosen by seed, and named."""
 
+import json
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from emopfx import hashing, scoring
@@ -55,14 +55,17 @@ def load(dataset: Dataset) -> list[Sample]:
     Raises:
         InputError: If it can't be read, lacks questions or answers, or has fewer rows than asked for.
     """
-    rows = list(_rows(dataset))
+    rows = _rows(dataset)
     count = len(rows) if dataset.samples is None else dataset.samples
     if not rows:
         raise InputError(f"the dataset {dataset.path} has no rows")
     if count > len(rows):
         raise InputError(f"dataset.samples is {count}, but {dataset.path} has only {len(rows)} rows")
     name = stem(dataset)
-    return [_sample(dataset, name, index, rows[index]) for index in _select(len(rows), count, dataset.seed)]
+    return [
+        _sample(f"{name}_{index + 1:04d}", *rows[index], dataset.path)
+        for index in _select(len(rows), count, dataset.seed)
+    ]
 
 
 def _select(rows: int, count: int, seed: int) -> list[int]:
@@ -72,39 +75,72 @@ def _select(rows: int, count: int, seed: int) -> list[int]:
     return sorted(sorted(range(rows), key=ranks.__getitem__)[:count])
 
 
-def _sample(dataset: Dataset, name: str, index: int, row: Mapping[str, Any]) -> Sample:
+def _sample(sample_id: str, where: str, row: Mapping[str, Any], path: str) -> Sample:
     for field in ("question", "answer"):
-        if row.get(field) is None:
+        value = row.get(field)
+        if value is None:
             fields = ", ".join(key for key, value in row.items() if value is not None)
-            raise InputError(f"row {index + 1} of {dataset.path} has no field {field!r}; it has: {fields}")
-    question, answer = str(row["question"]).strip(), str(row["answer"])
+            raise InputError(f"{where} of {path} has no field {field!r}; it has: {fields}")
+        if not isinstance(value, str):
+            raise InputError(f"{where} of {path}: the field {field!r} must be a text, got {str(value)[:60]}")
+    question, answer = row["question"].strip(), row["answer"]
     if not question:
-        raise InputError(f"row {index + 1} of {dataset.path}: the question is empty")
+        raise InputError(f"{where} of {path}: the question is empty")
     gold = scoring.gold_answer(answer)
     if gold is None:
-        raise InputError(f"row {index + 1} of {dataset.path}: no number in the answer {answer[-60:]!r}")
-    return Sample(f"{name}_{index + 1:04d}", question, gold)
+        raise InputError(f"{where} of {path}: no number in the answer {answer[-60:]!r}")
+    return Sample(sample_id, question, gold)
 
 
-def _rows(dataset: Dataset) -> Iterable[Mapping[str, Any]]:
-    # `datasets` takes a second to import, and most commands don't read any.
+def _rows(dataset: Dataset) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return all rows, each with the words for where it stands."""
+    try:
+        if dataset.path.lower().endswith(".jsonl"):
+            return list(_lines(Path(dataset.path)))
+        rows = _parquet_rows(Path(dataset.path)) if dataset.is_file else _hub_rows(dataset)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"can't read the dataset {dataset.path}: {reason}") from None
+    return [(f"row {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    # Read here and not by `datasets`, which guesses types (of dates, say), and fails on lines that are no objects.
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            # Half of a surrogate pair is JSON, but no text.
+            json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"line {number} of {path} is not valid JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"line {number} of {path} must be an object with question and answer, got {str(row)[:60]}")
+        yield f"line {number}", row
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    # Takes a while to import.
+    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+
+    # An open file, because a path could be taken for a pattern.
+    with path.open("rb") as file:
+        try:
+            rows: list[dict[str, Any]] = parquet.ParquetFile(file).read().to_pylist()
+        except ArrowException as error:
+            raise ValueError(str(error)) from None
+    return rows
+
+
+def _hub_rows(dataset: Dataset) -> list[dict[str, Any]]:
+    # Takes a second to import, and most commands don't read any.
     import datasets
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs of an error is in the error too
+    datasets.disable_progress_bars()
     try:
-        if dataset.is_file:
-            if not Path(dataset.path).stat().st_size:
-                return []
-            kind = "json" if dataset.path.endswith(".jsonl") else "parquet"
-            # Streaming reads the file in place, without network and without a copy in the user's cache.
-            with TemporaryDirectory() as cache:
-                stream = datasets.load_dataset(
-                    kind, data_files=dataset.path, split="train", streaming=True, cache_dir=cache
-                )
-                return list(stream)
-        datasets.disable_progress_bars()
         loaded = datasets.load_dataset(dataset.path, dataset.config, split=dataset.split, revision=dataset.revision)
-        return list(loaded)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"can't read the dataset {dataset.path}: {reason}") from None
+    except datasets.exceptions.DatasetsError as error:
+        raise ValueError(str(error)) from None
+    return list(loaded)

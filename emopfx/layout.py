@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,12 +65,12 @@ class Layout:
         """The folder of one sample's activations, on a disk that the server shares."""
         return self.root / self.save_dir(key)
 
-    def samples(self, keys: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the key and the sample.json of each of these samples that is complete."""
-        for key in keys:
-            value = read_json(self.sample(key) / "sample.json")
-            if value is not None:
-                yield key, value
+    def finished(self, key: str, config_hash: str) -> dict[str, Any] | None:
+        """Return the sample.json of a sample, None if that is not complete, or was made for another config."""
+        value = read_json(self.sample(key) / "sample.json")
+        if value is None or value.get("config_hash") != config_hash:
+            return None
+        return value if {"metrics", "breadcrumb"} <= value.keys() else None
 
 
 def sample_key(variant: str, sample_id: str, repeat: int, repeats: int) -> str:

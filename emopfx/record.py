@@ -59,9 +59,12 @@ class Record:
         """
         old = cls.read(layout)
         before = old.content if old else {}
+        config_hash = config.config_hash(identity)
+        # What a server said, it said about the config of that time.
+        known = before if before.get("hash") == config_hash else {}
         content = {
             "name": layout.name,
-            "hash": config.config_hash(identity),
+            "hash": config_hash,
             "created": before.get("created", now()),
             "run": {
                 "started": now(),
@@ -73,8 +76,8 @@ class Record:
             # A run under --new-revision goes on under its folder's name.
             "config": {**experiment.model_dump(), "name": layout.name},
             "dataset": dict(dataset),
-            "model": before.get("model", {}),
-            "server": before.get("server", {}),
+            "model": known.get("model", {}),
+            "server": known.get("server", {}),
             "identity": dict(identity),
         }
         record = cls(layout, content)
@@ -95,6 +98,15 @@ class Record:
             for sample_id in self.content["dataset"]["sample_ids"]
             for repeat in range(1, repeats + 1)
         ]
+
+    def unfinished(self) -> list[str]:
+        """Return the keys of the samples that are not complete."""
+        return [key for key in self.sample_keys() if self.layout.finished(key, self.hash) is None]
+
+    def state(self, stage: str) -> str | None:
+        """Return a stage's state, None if it was never asked for; a stage whose run was killed is stopped."""
+        state: str | None = self.content["stages"].get(stage, {}).get("state")
+        return "stopped" if state == "running" and not running(self.layout) else state
 
     def save(self) -> None:
         """Write the record."""
@@ -137,7 +149,7 @@ def choose_folder(root: Path, experiment: Experiment, identity: Mapping[str, Jso
     old = Record.read(layout)
     new_hash = config.config_hash(identity)
     # A config that never got as far as a sample may be corrected in place.
-    if old is None or old.hash == new_hash or not any(layout.samples(old.sample_keys())):
+    if old is None or old.hash == new_hash or len(old.unfinished()) == len(old.sample_keys()):
         return layout
     if new_revision:
         return Layout(root, f"{experiment.name[:31].rstrip('-')}-{new_hash[:8]}")
@@ -148,14 +160,44 @@ def choose_folder(root: Path, experiment: Experiment, identity: Mapping[str, Jso
     )
 
 
+def make_folder(layout: Layout) -> None:
+    """Make the folder of an experiment, if there is none yet.
+
+    Raises:
+        InputError: If there can be none.
+    """
+    try:
+        layout.folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{layout.folder} can't be a folder: there is a file in the way") from None
+
+
+@contextmanager
+def hold(root: Path, experiment: Experiment, identity: Mapping[str, Json], *, new_revision: bool) -> Iterator[Layout]:
+    """Choose the folder for an experiment, as `choose_folder` does, and hold it for oneself.
+
+    Raises:
+        InputError: If the folder of this name belongs to another config, with what differs.
+        RunError: If another process holds it.
+    """
+    while True:
+        layout = choose_folder(root, experiment, identity, new_revision=new_revision)
+        with lock(layout):
+            # Another run may have begun and ended before the lock.
+            if choose_folder(root, experiment, identity, new_revision=new_revision) == layout:
+                yield layout
+                return
+
+
 @contextmanager
 def lock(layout: Layout) -> Iterator[None]:
     """Hold an experiment for oneself; the lock ends with the process, however it ends.
 
     Raises:
+        InputError: If there can be no folder for it.
         RunError: If another process holds it.
     """
-    layout.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(layout)
     file = os.open(layout.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         # `running` takes the lock for an instant, hence the second chance.
@@ -172,7 +214,7 @@ def running(layout: Layout) -> bool:
     """Whether a process works on an experiment on this machine."""
     try:
         file = os.open(layout.folder / LOCK_NAME, os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         return not _try_lock(file)

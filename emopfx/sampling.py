@@ -9,6 +9,7 @@ request id.
 
 import asyncio
 import email.utils
+import math
 import random
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from rollouts import Response, RolloutsClient, Usage
 from emopfx import server_api
 from emopfx.balancing import Balancer
 from emopfx.errors import InputError
+from emopfx.progress import say
 
 # What RolloutsClient puts into its config for itself; the rest goes to the server.
 _OWN_KEYS = {
@@ -59,14 +61,14 @@ class VllmProvider:
     Where the address names several servers, each request goes to the one that has the fewest.
 
     Connection errors, 429 and 5xx are repeated with growing, jittered pauses, or after the server's
-    Retry-After; other 4xx and 507 (disk full) are not. While the server is away, a request waits up to
-    `patience` seconds.
+    Retry-After; other 4xx and 507 (disk full) are not. A request waits up to `patience` seconds in all, and a server
+    that is gone is told of once.
 
     Args:
         base_url: Where the server is, such as http://127.0.0.1:8000.
         api_key: Sent as bearer token, if given.
         connections: Most connections at once.
-        patience: Seconds to wait for a server that is away or busy before giving up.
+        patience: Seconds to wait for a server that is away or busy before giving up, whatever it asks for.
         first_pause: Seconds before the first repetition; doubled each time, up to 30.
     """
 
@@ -81,6 +83,7 @@ class VllmProvider:
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else server_api.authorization()
         self.retries = 0
+        self._told: set[str] = set()
         self._patience, self._first_pause = patience, first_pause
         self._balancer = Balancer(f"{base_url.rstrip('/')}/v1/chat/completions")
         self._host = httpx.URL(base_url).netloc.decode()
@@ -127,22 +130,33 @@ class VllmProvider:
                     )
             except httpx.TransportError as error:
                 problem = f"the connection failed ({str(error) or type(error).__name__})"
+                self._tell(f"generate: waiting for the server: {problem}")
+            except httpx.RequestError as error:
+                raise SamplingError(f"the server's answer can't be read: {error}") from None
             else:
                 if reply.is_success:
+                    self._told.clear()
                     return _response(reply, seed, time.monotonic() - start, attempt)
                 problem = server_api.error_message(reply)
                 pause, away = _retry_after(reply), reply.status_code in _WAIT_STATUS
                 _raise_if_final(reply, problem)
             if not away and attempt > config["max_retries"]:
                 raise SamplingError(f"{problem} (asked {attempt} times)")
+            left = self._patience - waited
+            if left <= 0:
+                raise SamplingError(f"{problem}; gave up after waiting {waited:.0f} s", hopeless=away)
             pause = max(pause, min(30.0, self._first_pause * 2 ** min(attempt - 1, 10)))
-            pause *= random.uniform(1.0, 1.5)
-            if away and waited + pause > self._patience:
-                raise SamplingError(f"{problem}; gave up after waiting {waited:.0f} s", hopeless=True)
+            pause = min(pause * random.uniform(1.0, 1.5), left)
             self.retries += 1
             waited += pause
             attempt += 1
             await asyncio.sleep(pause)
+
+    def _tell(self, line: str) -> None:
+        # Many requests wait for the same server.
+        if line not in self._told:
+            self._told.add(line)
+            say(line)
 
 
 def _raise_if_final(reply: httpx.Response, problem: str) -> None:
@@ -156,13 +170,13 @@ def _retry_after(reply: httpx.Response) -> float:
     """Return the seconds that a Retry-After header asks for (a number or a date), 0 without one."""
     text = reply.headers.get("Retry-After", "")
     try:
-        return max(0.0, float(text))
+        seconds = float(text)
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
 def _response(reply: httpx.Response, seed: int | None, seconds: float, attempts: int) -> CapturedResponse:
@@ -170,7 +184,12 @@ def _response(reply: httpx.Response, seed: int | None, seconds: float, attempts:
         value = reply.json()
         choice = value["choices"][0]
         content = choice["message"]["content"] or ""
-        usage = {key: value["usage"][key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
+        # Half of a surrogate pair is JSON, but can't be written down.
+        content.encode()
+        usage = {key: int(value["usage"][key]) for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
+        ndif = value.get("ndif") or {}
+        if not isinstance(ndif, dict):
+            raise TypeError(f"ndif is {ndif!r}")
         return CapturedResponse(
             full=content,
             content=content,
@@ -183,11 +202,11 @@ def _response(reply: httpx.Response, seed: int | None, seconds: float, attempts:
             usage=Usage(**usage),
             seed=seed,
             completed_reasoning=True,
-            ndif=value.get("ndif", {}),
+            ndif=ndif,
             seconds=seconds,
             attempts=attempts,
         )
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise SamplingError(f"the server's answer is not a chat completion: {error!r}") from None
 
 

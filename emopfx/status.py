@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from emopfx import record
@@ -38,17 +40,13 @@ def records(root: Path) -> Iterator[Record]:
             yield found
 
 
-def done(found: Record) -> int:
-    """Return how many of an experiment's samples are complete."""
-    return sum((found.layout.sample(key) / "sample.json").exists() for key in found.sample_keys())
-
-
 def show_all(root: Path, console: Console) -> None:
     """Print a table of all experiments."""
-    table = Table("experiment", "hash", "samples", *STAGES)
+    table = _table("experiment", "hash", "samples", *STAGES)
     for found in records(root):
-        states = [found.content["stages"].get(stage, {}).get("state", "-") for stage in STAGES]
-        table.add_row(found.layout.name, found.hash[:8], f"{done(found)}/{len(found.sample_keys())}", *states)
+        states = [found.state(stage) or "-" for stage in STAGES]
+        total = len(found.sample_keys())
+        table.add_row(found.layout.name, found.hash[:8], f"{total - len(found.unfinished())}/{total}", *states)
     if table.row_count:
         show_table(console, table)
     else:
@@ -58,33 +56,52 @@ def show_all(root: Path, console: Console) -> None:
 def show(found: Record, console: Console) -> None:
     """Print how far each stage of one experiment is."""
     at_work = " (a run is at work)" if record.running(found.layout) else ""
-    title = f"{found.layout.name} {found.hash[:8]}: {done(found)} of {len(found.sample_keys())} samples{at_work}"
-    table = Table("stage", "state", "since", "reason", title=title)
+    total = len(found.sample_keys())
+    count = f"{total - len(found.unfinished())} of {total} samples"
+    console.print(f"{found.layout.name} {found.hash[:8]}: {count}{at_work}", markup=False, highlight=False)
+    table = _table("stage", "state", "since", "reason")
     for stage, entry in found.content["stages"].items():
-        since = entry.get("finished", entry.get("started", ""))
-        table.add_row(stage, entry["state"], since[:19].replace("T", " "), entry.get("reason", ""))
+        since = entry.get("finished", entry.get("started", ""))[:19].replace("T", " ")
+        table.add_row(stage, found.state(stage), since, escape(entry.get("reason", "")))
     console.print(table)
 
 
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading != "reason")
+    return table
+
+
 def monitor(root: Path, name: str) -> None:
-    """Follow an experiment until all its samples are there.
+    """Follow the run that is at work on an experiment until it has ended.
 
     Raises:
         InputError: If there is no such experiment.
-        RunError: If nobody works on it any more and samples are missing.
+        RunError: If samples are missing at the end.
     """
+    layout = Layout(root, name)
+    # A run that has just begun reads its questions first.
+    while Record.read(layout) is None and record.running(layout):
+        time.sleep(POLL_SECONDS)
     found = read(root, name)
-    total, before = len(found.sample_keys()), done(found)
-    with Progress("generate", total, before) as progress:
-        while (count := done(found)) < total:
-            progress.update(count)
-            if not record.running(found.layout):
-                # It may have ended just after the count.
-                if done(found) == total:
-                    break
-                raise RunError(_stopped(read(root, name), count, total))
-            time.sleep(POLL_SECONDS)
-        progress.update(total)
+    total, left = len(found.sample_keys()), found.unfinished()
+    with Progress("generate", total, total - len(left)) as progress:
+        at_work = True
+        while at_work:
+            # Asked before samples are counted, so that the last ones are counted too.
+            at_work = record.running(layout)
+            before, found = found.hash, read(root, name)
+            if found.hash != before:
+                left = found.sample_keys()
+                total = len(left)
+                progress.expect(total)
+            left = [key for key in left if layout.finished(key, found.hash) is None]
+            progress.update(total - len(left))
+            if at_work:
+                time.sleep(POLL_SECONDS)
+    if left:
+        raise RunError(_stopped(found, total - len(left), total))
     say(f"{name}: all {total} samples are there")
 
 

@@ -1,6 +1,7 @@
 """The unit of work: one answer to one question in one variant, how it is asked for, and how it is kept."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from emopfx import hashing, scoring, steering, variants
 from emopfx.config import Experiment, Intervention, Variant
 from emopfx.dataset import Sample
 from emopfx.layout import Layout, sample_key, write_json, write_text
-from emopfx.sampling import CapturedResponse
+from emopfx.sampling import CapturedResponse, SamplingError
 
 # What sample.json keeps of the server's breadcrumb.
 BREADCRUMB = ("save_dir", "request_id", "files", "bytes", "tokens")
@@ -70,12 +71,21 @@ def _unit(experiment: Experiment, variant: Variant, sample: Sample, repeat: int,
     )
 
 
-def ndif_request(unit: Unit, experiment: Experiment, layout: Layout) -> dict[str, Any]:
-    """Return the request field `ndif`: what the server is to change and to capture, and where it puts that."""
+def ndif_request(unit: Unit, experiment: Experiment, layout: Layout, num_layers: int | None = None) -> dict[str, Any]:
+    """Return the request field `ndif`: what the server is to change and to capture, and where it puts that.
+
+    Args:
+        unit: What is asked.
+        experiment: The config.
+        layout: Where the results are.
+        num_layers: How many layers the model has, where that is known.
+    """
     capture = experiment.capture
     request: dict[str, Any] = {"request_id": unit.request_id, "capture": capture.enabled}
     if unit.interventions:
-        request["interventions"] = [steering.request(one, experiment.name, layout.root) for one in unit.interventions]
+        request["interventions"] = [
+            steering.request(one, experiment.name, layout.root, num_layers) for one in unit.interventions
+        ]
     if not capture.enabled:
         return request
     return {
@@ -84,6 +94,17 @@ def ndif_request(unit: Unit, experiment: Experiment, layout: Layout) -> dict[str
         "save_dir": layout.save_dir(unit.key),
         "per_request_subdir": True,
         "config_hash": unit.config_hash,
+    }
+
+
+def manifest_entry(breadcrumb: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the manifest says of an answer's activations as long as they are only here."""
+    return {
+        "save_dir": breadcrumb["save_dir"],
+        "request_id": breadcrumb["request_id"],
+        "uri": None,
+        "files": breadcrumb["files"],
+        "tokens": breadcrumb["tokens"],
     }
 
 
@@ -96,13 +117,18 @@ def save(unit: Unit, answer: CapturedResponse, layout: Layout, endpoint: str, st
         layout: Where the results are.
         endpoint: The server's address.
         started: When the question was sent.
+
+    Raises:
+        SamplingError: If the answer does not say all about its activations.
+        OSError: If the files can't be written.
     """
     folder = layout.sample(unit.key)
+    sample = _sample(unit, answer)
     turns = [*unit.messages, {"role": "assistant", "content": answer.content}]
     lines = [json.dumps(turn, ensure_ascii=False) + "\n" for turn in turns]
     write_text(folder / "trajectory.jsonl", "".join(lines))
     write_json(folder / "agent_state.json", _agent_state(unit, answer, endpoint, started))
-    write_json(folder / "sample.json", _sample(unit, answer))
+    write_json(folder / "sample.json", sample)
 
 
 def _agent_state(unit: Unit, answer: CapturedResponse, endpoint: str, started: str) -> dict[str, Any]:
@@ -121,6 +147,9 @@ def _agent_state(unit: Unit, answer: CapturedResponse, endpoint: str, started: s
 
 def _sample(unit: Unit, answer: CapturedResponse) -> dict[str, Any]:
     breadcrumb = answer.ndif if answer.ndif.get("save_dir") else None
+    lacking = [key for key in BREADCRUMB if breadcrumb and key not in breadcrumb]
+    if lacking:
+        raise SamplingError(f"the server's breadcrumb has no {', '.join(lacking)}")
     return {
         "sample_id": unit.sample.sample_id,
         "question": unit.sample.question,

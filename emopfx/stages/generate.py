@@ -11,7 +11,7 @@ from emopfx.layout import Layout, read_json, write_json
 from emopfx.progress import Progress, say
 from emopfx.record import now
 from emopfx.sampling import SamplingError, VllmClient
-from emopfx.units import Unit, ndif_request, save
+from emopfx.units import Unit, manifest_entry, ndif_request, save
 
 SHOWN_FAILURES = 10
 
@@ -29,19 +29,20 @@ class Outcome:
 
 
 def split_finished(
-    units: list[Unit], layout: Layout, check: Callable[[dict[str, Any]], str | None]
+    units: list[Unit], layout: Layout, check: Callable[[dict[str, Any] | None], str | None]
 ) -> tuple[list[Unit], dict[str, str]]:
     """Return the units that are still to do, and what is wrong (by key) with those that once were done.
 
     Args:
         units: All units.
         layout: Where the results are.
-        check: Returns what is wrong with the activations of a finished sample, None if nothing is.
+        check: Returns what is wrong with the activations of a finished sample, by its breadcrumb (None without any);
+            None if nothing is.
     """
     done: set[str] = set()
     broken: dict[str, str] = {}
     for unit, sample in _finished(units, layout):
-        reason = check(sample["breadcrumb"]) if sample["breadcrumb"] else None
+        reason = check(sample["breadcrumb"])
         if reason is None:
             done.add(unit.key)
         else:
@@ -71,7 +72,7 @@ async def generate(
         todo: Those of them that are still to do.
         layout: Where the results go.
         url: Where the server is; None only if there is nothing to do.
-        saved: Called with the breadcrumb of each answer that is kept with activations.
+        saved: Called with the manifest entry of each answer that is kept with activations.
 
     Raises:
         RunError: If more samples failed than `generation.max_failures`.
@@ -99,15 +100,18 @@ async def _work(
     sampling = experiment.generation
     workers = min(sampling.concurrency, len(todo))
     parameters = sampling.model_dump(include={"temperature", "top_p", "max_tokens"})
+    # Made before anything is asked: what is wrong in one of them is wrong with the config.
+    num_layers = (read_json(layout.record) or {}).get("model", {}).get("num_layers")
+    queue = iter([(unit, ndif_request(unit, experiment, layout, num_layers)) for unit in todo])
     client = VllmClient(experiment.model.name, url, connections=workers, **parameters)
-    queue = iter(todo)
 
     async def work() -> None:
-        for unit in queue:
+        for unit, request in queue:
             try:
                 started = now()
-                request = ndif_request(unit, experiment, layout)
                 answer = await client.ask(unit.messages, unit.seed, request)
+                if experiment.capture.enabled and not answer.ndif.get("save_dir"):
+                    raise SamplingError("the server captured nothing")
                 # Other answers are read while this one waits for the disk.
                 await asyncio.to_thread(save, unit, answer, layout, url, started)
             except (SamplingError, OSError) as error:
@@ -120,7 +124,7 @@ async def _work(
                 outcome.generated += 1
                 progress.advance()
                 if answer.ndif.get("save_dir"):
-                    saved(answer.ndif)
+                    saved(manifest_entry(answer.ndif))
 
     with Progress("generate", outcome.total, outcome.kept) as progress:
         try:
@@ -134,31 +138,24 @@ async def _work(
 
 def _finished(units: list[Unit], layout: Layout) -> list[tuple[Unit, dict[str, Any]]]:
     """Return the units that have a sample.json of this config, with its content."""
-    by_key = {unit.key: unit for unit in units}
-    samples = layout.samples(list(by_key))
-    return [(by_key[key], sample) for key, sample in samples if sample["config_hash"] == by_key[key].config_hash]
+    found = ((unit, layout.finished(unit.key, unit.config_hash)) for unit in units)
+    return [(unit, sample) for unit, sample in found if sample is not None]
 
 
 def write_manifest(layout: Layout, units: list[Unit]) -> None:
-    """Write activations_manifest.json from the samples that are complete; what was pushed keeps its URI."""
+    """Write activations_manifest.json from the samples that are complete; what was pushed or pulled stays known."""
     before = read_json(layout.manifest) or {}
     manifest = {
-        unit.key: {
-            "save_dir": entry["save_dir"],
-            "request_id": entry["request_id"],
-            "uri": _uri(before.get(unit.key, {}), entry),
-            "files": entry["files"],
-            "tokens": entry["tokens"],
-        }
+        unit.key: _entry(before.get(unit.key, {}), breadcrumb)
         for unit, sample in _finished(units, layout)
-        if (entry := sample["breadcrumb"])
+        if (breadcrumb := sample["breadcrumb"])
     }
     write_json(layout.manifest, manifest)
 
 
-def _uri(before: dict[str, Any], breadcrumb: dict[str, Any]) -> str | None:
+def _entry(before: dict[str, Any], breadcrumb: dict[str, Any]) -> dict[str, Any]:
     same = all(before.get(key) == breadcrumb[key] for key in ("save_dir", "files"))
-    return before["uri"] if same else None
+    return before if same else manifest_entry(breadcrumb)
 
 
 def _report(outcome: Outcome, max_failures: int) -> None:

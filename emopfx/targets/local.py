@@ -15,7 +15,7 @@ from emopfx.config import Experiment
 from emopfx.dataset import Sample
 from emopfx.layout import Layout, read_json, write_json
 from emopfx.progress import say
-from emopfx.record import Record
+from emopfx.record import Record, make_folder
 from emopfx.server_api import ServerApi
 from emopfx.stages.analyze import analyze
 from emopfx.stages.configure import configure
@@ -25,6 +25,8 @@ from emopfx.targets.server_process import ServerProcess
 from emopfx.units import Unit, plan
 
 READY_SECONDS = 600.0
+# How long a server that does not answer at all is waited for: in a cluster it may be on its way to another node.
+AWAY_SECONDS = READY_SECONDS if "KUBERNETES_SERVICE_HOST" in os.environ else 30.0
 
 
 class LocalTarget:
@@ -51,8 +53,9 @@ class LocalTarget:
         self._record, self._experiment, self._layout = record, experiment, record.layout
         # A server of our own, or of `emopfx deploy`, writes under the results folder; another one may not.
         self._remote = server is not None
-        self._url = server or deployed_url(record.layout)
+        self._url = server
         self._own: ServerProcess | None = None
+        self._checked = False
         self._verify = verify
         self._units = plan(experiment, samples, record.hash)
 
@@ -62,9 +65,8 @@ class LocalTarget:
             self._own.stop()
 
     def needs_server(self) -> bool:
-        """Whether a sample is missing or the model unknown, as far as can be told without a server."""
-        todo, _ = self._split_here
-        return bool(todo) or not self._record.content["model"] or self._url is not None
+        """Whether a sample is missing, as far as can be told without a server."""
+        return bool(self._split_here[0])
 
     def run(self, stage: str, entry: dict[str, Any]) -> None:
         """Run one stage.
@@ -85,6 +87,7 @@ class LocalTarget:
                 say(f"results are in {self._layout.folder}")
 
     def _server_url(self) -> str:
+        self._url = self._url or deployed_url(self._layout)
         if self._url is None:
             say(f"deploy: starting a server for {self._experiment.model.name}, log in {self._layout.server_log}")
             self._own = ServerProcess(self._experiment.model, self._layout.root, self._layout.server_log)
@@ -93,7 +96,7 @@ class LocalTarget:
             say(f"deploy: the server is ready on {self._url}")
         elif self._own is None:
             with ServerApi(self._url) as api:
-                api.wait_ready(READY_SECONDS)
+                api.wait_ready(READY_SECONDS, AWAY_SECONDS)
         return self._url
 
     def _configure(self) -> None:
@@ -103,6 +106,8 @@ class LocalTarget:
         model = {key: value for key, value in structure.raw.items() if key != "server"}
         self._record.content["model"] = {**model, "captured_layers": layers}
         self._record.content["server"] = {"url": api.url, **structure.raw.get("server", {})}
+        self._record.save()
+        self._checked = True
         hook_points = len(self._experiment.capture.hook_points) if layers else 0
         say(
             f"configure: {structure.model}, {structure.num_layers} layers, {structure.dtype}; "
@@ -111,11 +116,11 @@ class LocalTarget:
 
     def _generate(self, entry: dict[str, Any]) -> None:
         todo, broken = self._split_here
-        if todo:
-            url = self._server_url()
-            if self._remote:
-                with ServerApi(url) as api:
-                    todo, broken = self._split(api)
+        if todo and self._remote:
+            with ServerApi(self._server_url()) as api:
+                todo, broken = self._split(api)
+        if todo and not self._checked:
+            self._configure()
         for key, reason in broken.items():
             say(f"generate: {key} is generated again: {reason}")
             # The server keeps what it has committed, so what is broken must go first.
@@ -170,7 +175,9 @@ class LocalTarget:
     def _split(self, api: ServerApi | None) -> tuple[list[Unit], dict[str, str]]:
         elsewhere = self._elsewhere
 
-        def check(entry: dict[str, Any]) -> str | None:
+        def check(entry: dict[str, Any] | None) -> str | None:
+            if entry is None:
+                return "it has no activations" if self._experiment.capture.enabled else None
             if entry["save_dir"] in elsewhere:
                 return None
             return files.problem(entry, self._layout.root, api, checksums=self._verify)
@@ -183,16 +190,18 @@ def deployed_url(layout: Layout) -> str | None:
     state = read_json(layout.server_address)
     if state is None:
         return None
+    # One that was killed could not take its address back, and its process id may be another one's by now.
     try:
         os.kill(state["pid"], 0)
     except OSError:
-        # It was killed and could not take its address back.
         return None
-    return str(state["url"])
+    with ServerApi(state["url"]) as api:
+        return api.url if api.is_alive() else None
 
 
 def serve(experiment: Experiment, layout: Layout) -> None:
     """Run a server for an experiment until interrupted, and let other commands know where it is."""
+    make_folder(layout)
     server = ServerProcess(experiment.model, layout.root, layout.server_log)
     try:
         server.start()
@@ -200,5 +209,7 @@ def serve(experiment: Experiment, layout: Layout) -> None:
         say(f"deploy: {experiment.model.name} is served on {server.url} until ctrl-C")
         asyncio.run(server.supervise())
     finally:
-        layout.server_address.unlink(missing_ok=True)
+        # Another one may serve the experiment too by now.
+        if (read_json(layout.server_address) or {}).get("pid") == os.getpid():
+            layout.server_address.unlink()
         server.stop()

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,25 @@ FLAGS = ("--name", "nano", "--model", "tiny", "--dataset", "stories.jsonl", "--s
         (["run", *FLAGS, "--target", "moon"], "--target: there is no target 'moon'; allowed: local"),
         (["run", *FLAGS, "--target", "moon"], "allowed: local, kubernetes"),
         (["run", *FLAGS, "--target", "kubernetes", "--verify"], "--verify is for the target local"),
+        (["run", *FLAGS, "--stages", ","], "--stages names no stage; allowed: deploy, "),
+        (["run", *FLAGS, "--stages", ""], "--stages names no stage"),
         (["run", *FLAGS, "--server", "localhost:1"], "must begin with http://"),
+        (["run", *FLAGS, "--server", "ftp://host"], "must begin with http://"),
+        (["run", *FLAGS, "--server", "http://host:port"], "must begin with http://"),
+        (["run", *FLAGS, "--server", "http://[::1"], "must begin with http://"),
+        (["run", *FLAGS, "--server", "http://me:pw@host"], "must hold no user or password; a key goes into EMOPFX_API"),
+        (["run", *FLAGS, "--results", "stories.jsonl"], "--results: stories.jsonl is not a folder"),
+        (["status", "--results", "stories.jsonl"], "--results: stories.jsonl is not a folder"),
+        (["run", *FLAGS, "--results", "stories.jsonl/x"], "nano can't be a folder: there is a file in the way"),
+        (["deploy", *FLAGS, "--results", "stories.jsonl/x"], "nano can't be a folder: there is a file in the way"),
+        (["run", *FLAGS, "--dataset", "missing.csv"], "dataset.path: allowed are a .jsonl or .parquet file, and"),
+        (["run", "-f", "shapes.yaml", "--probes"], "analysis must be a mapping with the keys probes, sae, got ['x']"),
+        (["run", "-f", "shapes.yaml", "--variants", "angry"], "variants.0: unknown variant 'angry'"),
+        (["run", "-f", "date.yaml"], "date.yaml, line 1: not valid YAML: '2020-13-45' is no timestamp"),
+        *(
+            ([stage, *FLAGS, "--target", "kubernetes"], f"emopfx run --stages {stage} runs this stage")
+            for stage in ("deploy", "configure", "generate", "analyze")
+        ),
         (["status", "--target", "kubernetes"], "there is no cluster to talk to"),
         (["logs", "--name", "nano", "--target", "local"], "only Jobs of the target kubernetes have logs"),
         (["fetch", "--name", "nano"], "say where the server is: --server http://…, or --target kubernetes"),
@@ -71,6 +90,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.yaml").write_text("name: a\nmodel: {name: tiny\n")
+    (tmp_path / "shapes.yaml").write_text("name: a\nanalysis: [x]\nvariants: [{name: [x], prefix: y}]\n")
+    (tmp_path / "date.yaml").write_text("name: 2020-13-45\n")
     (tmp_path / "typo.yaml").write_text("name: a\ngeneration: {max_token: 3}\n")
     assert emopfx(*arguments) == 2
     output = capsys.readouterr()
@@ -91,6 +112,63 @@ def test_what_the_server_lacks_is_one_sentence(capsys: pytest.CaptureFixture[str
     assert "the server serves the model tiny, but the config names gpt2" in capsys.readouterr().err
 
 
+def test_what_the_system_refuses_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert emopfx("run", *FLAGS, "--results", "x" * 300) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("emopfx: xxx")
+    assert line.endswith("File name too long")
+
+
+def test_a_server_that_is_not_there_is_said_at_once_and_given_up(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emopfx.targets.local.AWAY_SECONDS", 0.2)
+    with serve(server) as running:
+        pass
+    assert emopfx("run", *FLAGS, "--server", running.url) == 1
+    said = capsys.readouterr().err
+    assert f"waiting for the server at {running.url}: " in said
+    assert f"emopfx: the server at {running.url} was not ready within 1 s: " in said
+
+
+def test_generate_alone_checks_the_server_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.yaml").write_text(
+        "name: other\nmodel: {name: tiny, dtype: float32}\ndataset: {path: stories.jsonl, samples: 1}\n"
+    )
+    with serve(server) as running:
+        for command in (("generate",), ("run", "--stages", "generate")):
+            assert emopfx(*command, "-f", "other.yaml", "--server", running.url) == 2
+            assert "the server computes in bfloat16, but the config says model.dtype float32" in capsys.readouterr().err
+        assert not any(request.method == "POST" for request in running.requests)
+        assert emopfx("generate", *FLAGS, "--server", running.url) == 0
+    assert emopfx("analyze", "--name", "nano") == 0
+    report = read_json(tmp_path / "results" / "nano" / "report.json")
+    assert report is not None
+    assert report["model"]["num_layers"] == 4
+    assert report["server"]["url"] == running.url
+
+
+def test_a_config_may_come_through_a_pipe(tmp_path: Path) -> None:
+    text = "name: piped\nmodel: {name: tiny}\ndataset: {path: stories.jsonl, samples: 1}\ncapture: {enabled: false}\n"
+    reader, writer = os.pipe()
+    os.write(writer, text.encode())
+    os.close(writer)
+    with serve(server) as running:
+        assert emopfx("run", "-f", f"/dev/fd/{reader}", "--server", running.url) == 0
+    os.close(reader)
+    assert (tmp_path / "results" / "piped" / "experiment.yaml").read_text() == text
+
+
+def test_a_dataset_flag_is_a_path_from_here(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "a.yaml").write_text("name: nano\nmodel: {name: tiny}\n")
+    (tmp_path / "configs" / "stories.jsonl").write_text("wrong\n")
+    with serve(server) as running:
+        at = ("--server", running.url)
+        flags = ("--dataset", "stories.jsonl", "--samples", "1", "--no-capture")
+        assert emopfx("run", "-f", "configs/a.yaml", *flags, *at) == 0
+
+
 def test_a_run_on_flags_alone_makes_a_report_and_a_second_one_sends_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,9 +176,8 @@ def test_a_run_on_flags_alone_makes_a_report_and_a_second_one_sends_nothing(
         assert emopfx("run", *FLAGS, "--variants", "control,calm", "--server", running.url) == 0
         assert sum(request.method == "POST" for request in running.requests) == 6
         assert "nano: 6 of 6 samples" in capsys.readouterr().out
-        running.requests.clear()
-        assert emopfx("run", "--name", "nano", "--server", running.url) == 0
-        assert not any(request.method == "POST" for request in running.requests)
+    # All is there: nobody asks the server, which is gone.
+    assert emopfx("run", "--name", "nano", "--server", running.url) == 0
     assert "6 of 6 already done, 0 requests sent" in capsys.readouterr().err
     record = read_json(tmp_path / "results" / "nano" / "experiment_config.json")
     assert record is not None
@@ -136,6 +213,8 @@ def test_a_changed_config_is_refused_or_gets_a_folder(tmp_path: Path, capsys: py
         assert "generation.seed: 0 → 9" in capsys.readouterr().err
         assert emopfx(*common, "--seed", "9", "--new-revision") == 0
         (revision,) = (path.name for path in (tmp_path / "results").glob("nano-*"))
+        kept = yaml.safe_load((tmp_path / "results" / revision / "experiment.yaml").read_text())
+        assert (kept["name"], kept["generation"]["seed"]) == (revision, 9)
         assert emopfx("run", "--name", revision, "--server", running.url) == 0
     assert "3 of 3 already done" in capsys.readouterr().err
 

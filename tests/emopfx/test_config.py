@@ -1,7 +1,9 @@
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from emopfx.config import Experiment, config_hash, difference, identity
 from emopfx.config_file import parse
+from emopfx.errors import InputError
 from emopfx.variants import BUILT_IN
 
 
@@ -86,5 +88,51 @@ def test_the_schema_allows_what_the_config_allows() -> None:
     schema = Experiment.model_json_schema()
     assert schema["required"] == ["name"]
     assert schema["additionalProperties"] is False
-    item = schema["properties"]["variants"]["items"]
-    assert {"type": "string"} in item["anyOf"]
+
+
+STEERED = {"kind": "zero", "layer": 1}
+LAYERS: list[object] = ["all", "0:28:4", "-2:", [0, -1]]
+POSITIONS: list[object] = ["last", "all", ["0:4", ":"]]
+BAD_LAYERS: list[object] = ["some", [], 64, "1:4:x"]
+BAD_POSITIONS: list[object] = ["first", [], ["-4:"], [64]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"variants": ["calm", {"name": "x", "prefix": "p"}, {"name": "y", "prefixes": []}]},
+        {"variants": [{"name": "x", "interventions": [STEERED]}]},
+        {"variants": [{"name": "x", "prefix": "p", "interventions": [{**STEERED, "positions": ["0:4"]}]}]},
+        *({"capture": {"layers": layers}} for layers in LAYERS),
+        *({"capture": {"positions": positions}} for positions in POSITIONS),
+        {"storage": {"s3": {"uri": "s3://kept"}}},
+    ],
+)
+def test_the_schema_takes_what_the_config_takes(changes: dict[str, object]) -> None:
+    raw = {"name": "nano", **changes}
+    parse(raw, "test")
+    jsonschema.validate(raw, Experiment.model_json_schema())
+    resolved = parse(raw, "test").model_dump(mode="json")
+    jsonschema.validate(resolved, Experiment.model_json_schema())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"variants": ["angry"]},
+        {"variants": [{"name": "x"}]},
+        {"variants": [{"name": "x", "interventions": []}]},
+        {"variants": [{"name": "x", "prefix": ""}]},
+        {"variants": [{"name": "x", "prefix": "p", "prefixes": ["q"]}]},
+        {"variants": [{"name": "x", "interventions": [{**STEERED, "positions": "last"}]}]},
+        *({"capture": {"layers": layers}} for layers in BAD_LAYERS),
+        *({"capture": {"positions": positions}} for positions in BAD_POSITIONS),
+    ],
+)
+def test_the_schema_refuses_what_the_config_refuses(changes: dict[str, object]) -> None:
+    raw = {"name": "nano", **changes}
+    with pytest.raises(InputError):
+        parse(raw, "test")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(raw, Experiment.model_json_schema())

@@ -62,7 +62,15 @@ def steered(**changes: Any) -> dict[str, Any]:
         ({"name": "a", "capture": {"positions": ["0:4:2"]}}, "capture.positions: .* a list of ranges"),
         ({"name": "a", "capture": {"positions": "first"}}, "capture.positions: positions must be all, prompt, "),
         ({"name": "a", "stages": ["train"]}, "stages.0: .*'deploy', 'configure', 'generate' or 'analyze'"),
-        ({"name": "a", "dataset": {"path": __file__}}, "dataset.path: .* neither a .jsonl nor a .parquet file"),
+        ({"name": "a", "dataset": {"path": __file__}}, "dataset.path: allowed are a .jsonl or .* got "),
+        *(
+            ({"name": "a", "dataset": {"path": path}}, "dataset.path: allowed are a .jsonl or .parquet file, and ")
+            for path in ("no.csv", "data/no.json", "no.TXT", "./data", "../gsm8k", "/data", "a/b/c", "~/gsm8k", "a b")
+        ),
+        ({"name": "a", "dataset": {"path": "::no.jsonl"}}, "dataset.path: there is no file ::no.jsonl"),
+        ({"name": "a", "dataset": {"path": "no.JSONL"}}, "dataset.path: there is no file no.JSONL"),
+        ({"name": "a", "capture": {"layers": 64}}, "capture.layers: layers must be .* got 64; quote a slice"),
+        ({"name": "a", "capture": {"positions": [64]}}, "capture.positions: .* quote a range"),
         ({"name": "a", "storage": {"s3": {}}}, "storage.s3.uri is required"),
         (
             {"name": "a", "storage": {"s3": {"uri": "bucket"}}},
@@ -91,7 +99,7 @@ def test_layers_may_be_all_a_list_or_a_slice(layers: object) -> None:
     assert parse({"name": "a", "capture": {"layers": layers}}, "x").capture.layers == layers
 
 
-def test_files_are_looked_for_under_the_working_directory_then_beside_the_config(
+def test_files_are_looked_for_beside_the_config_then_under_the_working_directory_then_above(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside, here = tmp_path / "configs", tmp_path / "here"
@@ -99,12 +107,28 @@ def test_files_are_looked_for_under_the_working_directory_then_beside_the_config
         folder.mkdir()
     monkeypatch.chdir(here)
     raw = {"name": "a", "dataset": {"path": "rows.jsonl"}}
-    with pytest.raises(InputError, match=r"there is no file rows.jsonl nor .*configs/rows.jsonl"):
+    with pytest.raises(InputError, match=r"there is no file .*configs/rows.jsonl nor rows.jsonl$"):
         parse(raw, "x", beside)
-    (beside / "rows.jsonl").touch()
-    assert parse(raw, "x", beside).dataset.path == str(beside / "rows.jsonl")
-    (here / "rows.jsonl").touch()
-    assert parse(raw, "x", beside).dataset.path == str(here / "rows.jsonl")
+    for folder in (tmp_path, here, beside):
+        (folder / "rows.jsonl").touch()
+        assert parse(raw, "x", beside).dataset.path == str(folder / "rows.jsonl")
+    assert parse(raw, "x").dataset.path == str(here / "rows.jsonl")
+
+
+def test_the_demo_can_be_run_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = Path(__file__).parents[2] / "manifests" / "experiments" / "demo.yaml"
+    monkeypatch.chdir(tmp_path)
+    found = parse(read_yaml(demo), "demo.yaml", demo.parent)
+    assert found.dataset.path == str(demo.with_name("demo-stories.jsonl"))
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "rows.jsonl").mkdir()
+    for path in ("gsm8k", "rows.jsonl"):
+        with pytest.raises(InputError, match=f"^dataset.path: allowed are .*, got the folder {path}$"):
+            parse({"name": "a", "dataset": {"path": path}}, "x")
 
 
 @pytest.mark.parametrize(
@@ -114,6 +138,15 @@ def test_files_are_looked_for_under_the_working_directory_then_beside_the_config
         ("- a\n- b\n", "must be a mapping"),
         ("name: \x00", "not valid YAML"),
         ("name: a\nseed: 1\nname: b\n", "my.yaml, line 3: not valid YAML: the key 'name' is there twice"),
+        ("a: 1\nname: 2020-13-45", "my.yaml, line 2: not valid YAML: '2020-13-45' is no timestamp; quote it"),
+        (f"name: {'9' * 5000}", "line 1: not valid YAML: '999.* is no int"),
+        ("name: !!int foo", "line 1: not valid YAML: 'foo' is no int"),
+        ("name: !!int ''", "line 1: not valid YAML: '' is no int"),
+        ("name: !!bool foo", "line 1: not valid YAML: 'foo' is no bool"),
+        ("name: !!timestamp foo", "line 1: not valid YAML: 'foo' is no timestamp"),
+        ("name: !!map foo", "line 1: not valid YAML: expected a mapping node"),
+        ("name: {[a]: b}", "line 1: not valid YAML: found unhashable key"),
+        (f"name: {'[' * 3000}", "my.yaml: not valid YAML: its values are nested too deeply"),
         ("name: a\nmodel:\n  name: a\n  name: b\n", "line 4: not valid YAML: the key 'name' is there twice"),
     ],
 )

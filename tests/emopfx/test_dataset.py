@@ -73,11 +73,17 @@ def test_a_file_is_identified_by_its_content_not_its_folder(tmp_path: Path) -> N
     [
         ("", None, "has no rows"),
         ('{"question": "a", "answer": "1"}\n', 2, "dataset.samples is 2, but .* has only 1 rows"),
-        ('{"question": "a", "solution": "1"}\n', None, "row 1 of .* has no field 'answer'; it has: question, solution"),
-        ('{"question": "a", "answer": "none"}\n', None, "row 1 of .*: no number in the answer 'none'"),
-        ('{"question": " ", "answer": "1"}\n', None, "row 1 of .*: the question is empty"),
+        ('{"question": "a", "solution": "1"}\n', None, "line 1 of .* no field 'answer'; it has: question, solution"),
+        ('{"question": "a", "answer": "none"}\n', None, "line 1 of .*: no number in the answer 'none'"),
+        ('{"question": " ", "answer": "1"}\n', None, "line 1 of .*: the question is empty"),
         ('{"question": "\\ud800", "answer": "1"}\n', None, "bad.jsonl"),
-        ('{"question": "a", \n', None, "can't read the dataset"),
+        ('{"question": "a", \n', None, "line 1 of .* is not valid JSON"),
+        ('\n{"question": "a", "answer": "1"}\nnull\n', None, "line 3 of .* must be an object .* got None"),
+        ("1\n", None, "line 1 of .* must be an object with question and answer, got 1"),
+        ('"a"\n', None, "line 1 of .* must be an object"),
+        ('{"question": "a", "answer": 7}\n', None, "line 1 of .*: the field 'answer' must be a text, got 7"),
+        ('{"question": ["a"], "answer": "7"}\n', None, "line 1 of .*: the field 'question' must be a text"),
+        ("[" * 100_000 + "\n", None, "line 1 of .* is not valid JSON"),
     ],
 )
 def test_bad_files_are_refused_in_one_sentence(
@@ -89,6 +95,34 @@ def test_bad_files_are_refused_in_one_sentence(
         load(Dataset(path=str(path), samples=samples))
     assert "\n" not in str(caught.value)
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["[x].jsonl", "a*.jsonl", "::x.jsonl", "test.JSONL", "[x].parquet", "X.Parquet"])
+def test_a_file_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
+    import datasets
+
+    write_rows(tmp_path / "ab.jsonl", rows(5))
+    path = tmp_path / name
+    if path.suffix.lower() == ".jsonl":
+        write_rows(path, rows(2))
+    else:
+        with path.open("wb") as file:
+            datasets.Dataset.from_list(rows(2)).to_parquet(file)
+    assert len(load(Dataset(path=str(path), samples=None))) == 2
+
+
+def test_a_question_stays_the_text_that_it_is(tmp_path: Path) -> None:
+    dates: list[dict[str, object]] = [{"question": "2020-01-01", "answer": "1 \u2028 2"}] * 2
+    dataset = write_rows(tmp_path / "x.jsonl", dates)
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "x.jsonl").read_bytes() + b"\r\n")
+    assert [(sample.question, sample.gold) for sample in load(dataset)] == [("2020-01-01", "2")] * 2
+
+
+def test_a_broken_parquet_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"none")
+    with pytest.raises(InputError, match=r"can't read the dataset .*x.parquet: ") as caught:
+        load(Dataset(path=str(tmp_path / "x.parquet")))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unreachable_hub_dataset_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,8 +44,12 @@ def test_what_is_no_json_object_counts_as_absent(tmp_path: Path, content: str) -
     assert read_json(tmp_path / "none.json") is None
 
 
-def test_only_complete_samples_are_listed(tmp_path: Path) -> None:
+def test_only_complete_samples_of_the_config_are_finished(tmp_path: Path) -> None:
     layout = Layout(tmp_path, "nano")
-    write_json(layout.sample("calm/a") / "sample.json", {"n": 1})
-    write_text(layout.sample("calm/b") / "trajectory.jsonl", "")
-    assert list(layout.samples(["calm/a", "calm/b", "calm/c"])) == [("calm/a", {"n": 1})]
+    sample: dict[str, Any] = {"config_hash": "h", "metrics": {}, "breadcrumb": None}
+    others: tuple[dict[str, Any], ...] = ({**sample, "config_hash": "i"}, {}, {"config_hash": "h"})
+    for name, content in zip("abcd", (sample, *others), strict=True):
+        write_json(layout.sample(f"calm/{name}") / "sample.json", content)
+    write_text(layout.sample("calm/e") / "trajectory.jsonl", "")
+    found = {name: layout.finished(f"calm/{name}", "h") for name in "abcdef"}
+    assert found == {"a": sample, **dict.fromkeys("bcdef")}

@@ -1,4 +1,7 @@
 import multiprocessing
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from emopfx.config import Experiment, identity
 from emopfx.config_file import parse
 from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout, write_json
-from emopfx.record import Record, choose_folder, lock, running
+from emopfx.record import Record, choose_folder, hold, lock, running
 
 DATASET = {"name": "gsm8k", "sample_ids": ["gsm8k_0001", "gsm8k_0007"]}
 
@@ -19,7 +22,8 @@ def experiment(**changes: object) -> Experiment:
 
 
 def finish_one(record: Record) -> None:
-    write_json(record.layout.sample(record.sample_keys()[0]) / "sample.json", {})
+    sample: dict[str, Any] = {"config_hash": record.hash, "metrics": {}, "breadcrumb": None}
+    write_json(record.layout.sample(record.sample_keys()[0]) / "sample.json", sample)
 
 
 def start(root: Path, stages: list[str], name: str = "nano", **changes: object) -> Record:
@@ -70,6 +74,16 @@ def test_keys_are_all_variants_samples_and_repeats(tmp_path: Path) -> None:
     assert keys[:3] == ["control/gsm8k_0001/r1", "control/gsm8k_0001/r2", "control/gsm8k_0007/r1"]
 
 
+def test_what_the_server_said_is_kept_as_long_as_the_config_stays(tmp_path: Path) -> None:
+    first = start(tmp_path, ["configure"])
+    first.content |= {"model": {"num_layers": 4}, "server": {"url": "http://x"}}
+    first.save()
+    again = start(tmp_path, ["generate"], generation={"concurrency": 2}).content
+    assert (again["model"], again["server"]) == ({"num_layers": 4}, {"url": "http://x"})
+    changed = start(tmp_path, ["generate"], generation={"seed": 2}).content
+    assert (changed["model"], changed["server"]) == ({}, {})
+
+
 def choose(root: Path, *, new_revision: bool = False, **changes: object) -> Layout:
     config = experiment(**changes)
     return choose_folder(root, config, identity(config, {}), new_revision=new_revision)
@@ -102,6 +116,40 @@ def test_a_new_revision_gets_a_folder_of_its_own_and_keeps_it(tmp_path: Path) ->
     assert record.content["config"]["name"] == layout.name
     assert choose(tmp_path, new_revision=True, **changes) == layout
     assert parse(record.content["config"], "record").name == layout.name
+
+
+def test_a_file_in_the_way_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "nano").touch()
+    for root in (tmp_path, tmp_path / "nano"):
+        with (
+            pytest.raises(InputError, match="nano can't be a folder: there is a file in the way"),
+            lock(Layout(root, "nano")),
+        ):
+            pass
+        assert not running(Layout(root, "nano"))
+
+
+def test_a_run_that_ended_before_the_lock_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = experiment(generation={"seed": 2})
+    taken = lock
+
+    @contextmanager
+    def late(layout: Layout) -> Iterator[None]:
+        if layout.name == "nano":
+            finish_one(start(tmp_path, []))
+        with taken(layout):
+            yield
+
+    monkeypatch.setattr("emopfx.record.lock", late)
+    with pytest.raises(InputError, match="holds results of another config"), held(tmp_path, config):
+        pass
+    shutil.rmtree(tmp_path / "nano")
+    with held(tmp_path, config, new_revision=True) as layout:
+        assert layout.name.startswith("nano-")
+
+
+def held(root: Path, config: Experiment, *, new_revision: bool = False) -> AbstractContextManager[Layout]:
+    return hold(root, config, identity(config, {}), new_revision=new_revision)
 
 
 def _hold(layout: Layout, held: Event, done: Event) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -9,6 +10,14 @@ from emopfx.errors import InputError
 from emopfx.sampling import CapturedResponse, SamplingError, VllmClient, VllmProvider
 from tests.emopfx.scripted_server import Reply, Request, ScriptedServer, completion, error, in_turn, serve
 
+ODD: list[dict[str, object]] = [
+    {"ndif": [1]},
+    {"usage": None},
+    {"usage": {"prompt_tokens": "x", "completion_tokens": 1, "total_tokens": 1}},
+    {"usage": {"prompt_tokens": float("inf"), "completion_tokens": 1, "total_tokens": 1}},
+    {"choices": [{"message": {"content": ["x"]}, "finish_reason": "stop"}]},
+    {"choices": [{"message": {"content": "\ud800"}, "finish_reason": "stop"}]},
+]
 MESSAGES = [{"role": "user", "content": "How many?"}]
 
 
@@ -122,6 +131,21 @@ def test_retry_after_as_a_date_is_kept() -> None:
     assert 0.9 <= time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize("seconds", ["3600", "inf", "nan", "1e999", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_nobody_waits_longer_than_the_patience_whatever_the_server_asks_for(seconds: str) -> None:
+    start = time.monotonic()
+    problem, server = refused(in_turn(error(503, "busy", Retry_After=seconds)), patience=0.5)
+    assert str(problem).startswith("busy; gave up after waiting")
+    assert len(server.requests) >= 2
+    assert time.monotonic() - start < 3
+
+
+def test_a_server_that_is_gone_is_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    asked(in_turn(Reply(drop=True), Reply(drop=True), Reply(drop=True), completion()))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("generate: waiting for the server: the connection failed (")
+
+
 def test_a_server_that_keeps_failing_is_asked_four_times() -> None:
     problem, server = refused(in_turn(error(500, "The server failed.")))
     assert str(problem) == "The server failed. (asked 4 times)"
@@ -144,10 +168,26 @@ def test_a_server_that_comes_back_is_waited_for() -> None:
     assert answer.attempts == 7
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"choices": []}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"<html>", b"[]", b"{}", b'{"choices": []}', b"[" * 100_000, b"\xff"),
+        *(json.dumps({**completion().body, **odd}).encode() for odd in ODD),
+    ],
+)
 def test_an_answer_that_is_none_is_an_error(body: bytes) -> None:
     problem, _ = refused(in_turn(Reply(body=body)))
     assert "is not a chat completion" in str(problem)
+
+
+def test_an_answer_without_a_breadcrumb_is_one() -> None:
+    answer, _ = asked(in_turn(Reply(body={**completion().body, "ndif": None})))
+    assert answer.ndif == {}
+
+
+def test_an_answer_that_cannot_be_decoded_is_an_error() -> None:
+    problem, _ = refused(in_turn(Reply(body=b"no gzip", headers={"Content-Encoding": "gzip"})))
+    assert str(problem).startswith("the server's answer can't be read: ")
 
 
 def test_an_error_without_a_sentence_gives_its_status() -> None:

@@ -1,10 +1,11 @@
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emopfx.scoring import extract, gold_answer, has_format, score
+from emopfx.scoring import extract, gold_answer, has_format, number_text, score
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,43 @@ from emopfx.scoring import extract, gold_answer, has_format, score
         ("Answer: 1\N{NARROW NO-BREAK SPACE}234\N{NO-BREAK SPACE}567 €", "1234567"),
         ("Answer: 12\N{NO-BREAK SPACE}apples", "12"),
         ("Answer: ¥5 of 7", "5"),
+        ("Answer: Rs.500", "500"),
+        ("It is No.5", "5"),
+        ("Answer: $.50", "1/2"),
+        ("Answer: 42 (x = 6)", "42"),
+        ("Answer: (3 + 4 = 7)", "7"),
+        ("Answer: 3 + 4 = 7 (= 14/2)", "7"),
+        ("Answer: 42 = forty-two", "42"),
+        ("Answer: 5 =", "5"),
+        ("Answer:\n$$\n42\n$$", "42"),
+        ("Answer:\n\\[\n42\n\\]", "42"),
+        ("Answer: \\[ 42 \\]", "42"),
+        ("Answer: \\( x = 42 \\)", "42"),
+        ("Answer: \N{HYPHEN}7", "-7"),
+        ("Answer: \N{NON-BREAKING HYPHEN}7", "-7"),
+        ("Answer: \N{EM DASH}7", "-7"),
+        ("Answer: - 7", "-7"),
+        ("**Answer:** - 7", "-7"),
+        ("Answer: $- 7$", "-7"),
+        ("Answer: - $5", "-5"),
+        ("Answer: 3 - 10 = - 7", "-7"),
+        ("5 \N{EM DASH} or is it 5 - 7", "7"),
+        ("Here they are:\n- 5 pears\n- 7 plums", "7"),
+        ("Answer: \\frac12", "1/2"),
+        ("Answer: $1\\frac{1}2$", "3/2"),
+        ("Answer: \uff14\uff12\uff0e\uff15", "42.5"),
+        ("Answer\uff1a\uff0d\uff14\uff12", "-42"),
+        ("Answer: 1,23,456", "123456"),
+        ("Answer: 12,34,567.5", "1234567.5"),
+        ("Answer: 1,500 1/2", "1500.5"),
+        ("Answer: 42\nLet me double-check the answer: 6 times 7 is 42.", "42"),
+        ("Answer: 42. I double-checked the answer: 6 times 7", "42"),
+        ("So the final answer: 42\nThat was the answer: 1 of 2.", "42"),
+        ("I think the answer: 42 (of 50)", "42"),
+        ("She has 5 apples.\nAnswer:", "5"),
+        ("12 apples. Answer: none", "12"),
+        ("Answer: 8\nAnswer: none", "8"),
+        ("Answer: Answer: 8", "8"),
     ],
 )
 def test_extracts_the_number_of_an_answer(text: str, number: str) -> None:
@@ -60,7 +98,8 @@ def test_extracts_the_number_of_an_answer(text: str, number: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "no idea", "12 apples. Answer: none", "Answer:", "Answer: <number>", "Answer: 3/0", "9" * 5000],
+    # "12 apples. Answer: none" and the like give the last number of the text: the label holds none.
+    ["", "no idea", "Answer: none", "Answer:", "Answer: <number>", "Answer: 3/0", "9" * 5000],
 )
 def test_finds_no_number_where_none_is_given(text: str) -> None:
     assert extract(text) is None
@@ -91,6 +130,8 @@ def test_format_is_a_last_line_with_answer_and_number_only(text: str, expected: 
 def test_gold_answer_stands_after_the_hashes() -> None:
     assert gold_answer("She has 16 - 3 = <<16-3=13>>13 eggs.\n#### 1,300") == "1300"
     assert gold_answer("7") == "7"
+    assert gold_answer("#### 2,469/2") == "1234.5"
+    assert gold_answer("#### 1/3") == "1/3"
     assert gold_answer("#### unknown") is None
 
 
@@ -100,6 +141,19 @@ def test_gold_answer_stands_after_the_hashes() -> None:
 )
 def test_correctness_is_numeric_equality(answer: str, gold: str, correct: bool) -> None:
     assert score(f"Answer: {answer}", gold).correct is correct
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("1,234.50", "1234.5"), ("-3/4", "-0.75"), ("1/3", "1/3"), ("-7", "-7"), ("0.05", "0.05"), ("1e3", "1000")],
+)
+def test_numbers_are_kept_as_decimals_where_they_have_an_end(text: str, answer: str) -> None:
+    assert score(f"Answer: {text}", "1").answer == answer
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=6, min_value=-(10**9), max_value=10**9))
+def test_a_decimal_means_the_number_it_was_made_from(number: Decimal) -> None:
+    assert Fraction(number_text(Fraction(number))) == Fraction(number)
 
 
 @given(st.integers(-(10**12), 10**12))

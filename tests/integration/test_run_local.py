@@ -16,11 +16,12 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from emopfx.layout import Layout, read_json
+from emopfx.layout import Layout, read_json, write_json
 from emopfx.record import Record, running
 from emopfx.server_api import ServerApi
 from emopfx.storage import files
 
+GSM8K = os.environ.get("EMOPFX_GSM8K")
 STORIES = Path(__file__).parents[2] / "manifests" / "experiments" / "demo-stories.jsonl"
 SMALL = ("--model", "tiny", "--dataset", str(STORIES), "--max-tokens", "40")
 
@@ -58,8 +59,12 @@ def server_of(process: subprocess.Popen[str]) -> psutil.Process:
     return next(p for p in psutil.Process(process.pid).children() if "emopfx_server" in p.cmdline())
 
 
-def check_whole(root: Path, expected: int) -> dict[str, Any]:
-    """Check that every sample is there once, with whole activations and nothing else beside them."""
+def check_whole(root: Path, expected: int, *, killed: bool = False) -> dict[str, Any]:
+    """Check that every sample is there once, with whole activations and nothing else beside them.
+
+    Where a server was killed, the hidden folder that it was writing may be left.
+    """
+    left = ".partial" if killed else ".none"
     layout = Layout(root, "nano")
     manifest = read_json(layout.manifest)
     assert manifest is not None
@@ -67,9 +72,10 @@ def check_whole(root: Path, expected: int) -> dict[str, Any]:
     for key, entry in manifest.items():
         assert files.problem(entry, root, None, checksums=True) is None
         folder = root / entry["save_dir"]
-        assert [path.name for path in folder.parent.iterdir()] == [folder.name], f"{key} was saved more than once"
+        saved = [path.name for path in folder.parent.iterdir() if path.suffix != left]
+        assert saved == [folder.name], f"{key} was saved more than once"
         assert sorted(path.name for path in folder.iterdir()) == ["activations.safetensors", "metadata.json"]
-    hidden = {path.name for path in layout.folder.rglob(".*")}
+    hidden = {path.name for path in layout.folder.rglob(".*") if path.suffix != left}
     assert hidden == {".lock"}
     return manifest
 
@@ -149,6 +155,22 @@ def test_a_second_run_needs_no_server_and_sends_nothing(run: tuple[Path, str, st
     assert before == {path: path.stat().st_mtime_ns for path in finished(root)}
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not GSM8K, reason="EMOPFX_GSM8K names no file with GSM8K's test questions")
+def test_real_questions_get_an_honest_accuracy(tmp_path: Path) -> None:
+    flags = ("--name", "nano", "--model", "tiny", "--dataset", str(GSM8K), "--samples", "40", "--max-tokens", "64")
+    start = time.monotonic()
+    code, out, err = emopfx(tmp_path, "run", *flags, "--target", "local")
+    assert code == 0, err
+    assert time.monotonic() - start < 60
+    assert "nano: 320 of 320 samples" in out
+    check_whole(tmp_path, 320)
+    report = read_json(tmp_path / "nano" / "report.json")
+    assert report is not None
+    # The model learned one-step stories; these take several steps.
+    assert sum(entry["correct"] for entry in report["statistics"]["variants"]) < 320 / 5
+
+
 LONG = (*SMALL, "--samples", "12", "--variants", "control,calm,anxiety", "--repeats", "4", "--concurrency", "4")
 LONG_TOTAL = 12 * 3 * 4
 
@@ -160,7 +182,36 @@ def test_the_server_killed_in_the_middle_is_started_again_and_nothing_is_lost_or
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "the server died (killed by SIGKILL) and is started again (1 of 3)" in err
-    check_whole(tmp_path, LONG_TOTAL)
+    check_whole(tmp_path, LONG_TOTAL, killed=True)
+
+
+@contextmanager
+def served(data: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run an emopfx-server as by hand; yield its process and its address."""
+    line = [sys.executable, "-m", "emopfx_server", "--model", "tiny", "--dtype", "bfloat16", "--data-dir", str(data)]
+    with subprocess.Popen([*line, "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        try:
+            ready = next(said for said in iter(process.stdout.readline, b"") if b"ready on" in said)
+            yield process, ready.split()[-1].decode()
+        finally:
+            process.kill()
+
+
+def test_a_server_killed_in_the_middle_and_started_again_by_hand_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    with (
+        served(tmp_path) as (server, url),
+        started(tmp_path, "run", "--name", "nano", *LONG, "--server", url) as process,
+    ):
+        wait_for(lambda: len(finished(tmp_path)) > 20)
+        server.kill()
+        server.wait()
+        assert len(finished(tmp_path)) < LONG_TOTAL
+        with served(tmp_path, int(url.rpartition(":")[2])):
+            _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "generate: waiting for the server: the connection failed" in err
+    check_whole(tmp_path, LONG_TOTAL, killed=True)
 
 
 def test_the_command_killed_in_the_middle_takes_the_server_along_and_a_rerun_finishes(tmp_path: Path) -> None:
@@ -173,10 +224,12 @@ def test_the_command_killed_in_the_middle_takes_the_server_along_and_a_rerun_fin
     done = len(finished(tmp_path))
     assert 20 < done < LONG_TOTAL
     assert not running(Layout(tmp_path, "nano"))
+    _, shown, _ = emopfx(tmp_path, "status", "--name", "nano")
+    assert re.search(r"generate +stopped", shown)
     code, _, err = emopfx(tmp_path, "run", "--name", "nano", *LONG)
     assert code == 0, err
     assert f"{done} of {LONG_TOTAL} already done" in err
-    check_whole(tmp_path, LONG_TOTAL)
+    check_whole(tmp_path, LONG_TOTAL, killed=True)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
@@ -224,9 +277,15 @@ def test_a_deployed_server_is_used_by_other_commands_until_it_ends(tmp_path: Pat
         code, _, err = emopfx(tmp_path, "generate", *common)
         assert code == 0, err
         assert "starting a server" not in err
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
-    assert process.returncode == 130
+        # Another server for the same experiment, started later, keeps its address when the first one ends.
+        with started(tmp_path, "deploy", *common) as other:
+            wait_for(lambda: (read_json(address) or {}).get("pid") == other.pid)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+            assert process.returncode == 130
+            assert (read_json(address) or {}).get("pid") == other.pid
+            other.send_signal(signal.SIGINT)
+            other.communicate(timeout=30)
     assert not address.exists()
     check_whole(tmp_path, 2)
 
@@ -254,7 +313,9 @@ def test_broken_activations_are_generated_again(tmp_path: Path) -> None:
     common = ("--name", "nano", *SMALL, "--samples", "2", "--variants", "control,calm")
     assert emopfx(tmp_path, "run", *common)[0] == 0
     manifest = check_whole(tmp_path, 4)
-    first, second, third, _ = (tmp_path / entry["save_dir"] for entry in manifest.values())
+    first, second, third, fourth = (tmp_path / entry["save_dir"] for entry in manifest.values())
+    sample = Layout(tmp_path, "nano").sample(f"{fourth.parent.parent.name}/{fourth.parent.name}") / "sample.json"
+    write_json(sample, {**(read_json(sample) or {}), "breadcrumb": None})
     os.truncate(first / "activations.safetensors", 100)
     (second / "metadata.json").unlink()
     with (third / "activations.safetensors").open("r+b") as file:
@@ -264,8 +325,9 @@ def test_broken_activations_are_generated_again(tmp_path: Path) -> None:
         file.write(bytes([last[0] ^ 1]))
     code, _, err = emopfx(tmp_path, "generate", *common, "--verify")
     assert code == 0, err
-    assert err.count("is generated again") == 3
-    assert "1 kept, 3 generated" in err
+    assert err.count("is generated again") == 4
+    assert "is generated again: it has no activations" in err
+    assert "0 kept, 4 generated" in err
     check_whole(tmp_path, 4)
 
 
@@ -281,6 +343,16 @@ def test_another_server_can_be_used_and_asked_for_what_is_not_here(tmp_path: Pat
         code, _, err = emopfx(here, "run", *common, "--server", url)
         assert code == 0, err
         assert not (here / "nano" / "activations").exists()
+        code, _, err = emopfx(here, "run", *common, "--server", url, "--verify")
+        assert code == 0, err
+        assert "2 of 2 already done, 0 requests sent" in err
+        # What is damaged there is found only where checksums are compared, and made again.
+        damaged = next((there / "nano" / "activations").rglob("activations.safetensors"))
+        damaged.write_bytes(bytes(damaged.stat().st_size))
+        code, _, err = emopfx(here, "run", *common, "--server", url, "--verify")
+        assert code == 0, err
+        assert "has other content than its checksum says" in err
+        assert "1 kept, 1 generated" in err
         code, _, err = emopfx(here, "run", *common, "--server", url, "--verify")
         assert code == 0, err
         assert "2 of 2 already done, 0 requests sent" in err

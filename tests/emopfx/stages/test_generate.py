@@ -10,7 +10,7 @@ import pytest
 from emopfx.config import Experiment
 from emopfx.config_file import parse
 from emopfx.dataset import Sample
-from emopfx.errors import RunError
+from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout, read_json, write_json
 from emopfx.stages.generate import Outcome, generate, split_finished
 from emopfx.units import Unit, plan
@@ -24,7 +24,7 @@ def experiment(**generation: object) -> Experiment:
     return parse({"name": "nano", "model": {"name": "tiny"}, "variants": variants, "generation": generation}, "test")
 
 
-def whole(entry: dict[str, Any]) -> None:
+def whole(entry: dict[str, Any] | None) -> None:
     return None
 
 
@@ -117,6 +117,47 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
         run.go(good)
 
 
+def test_an_answer_without_activations_fails_where_they_are_wanted(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+
+    def forgetful(request: Request) -> Reply:
+        return completion() if "What is 1?" in request.body["messages"][0]["content"] else good(request)
+
+    with pytest.raises(RunError, match=r"2 of 8 samples failed.*the server captured nothing"):
+        run.go(forgetful)
+    assert len(run.todo()) == 2
+    off = Run(tmp_path / "off")
+    off.experiment = parse({**off.experiment.model_dump(), "capture": {"enabled": False}}, "test")
+    outcome, _ = off.go(lambda request: completion())
+    assert outcome.generated == 8
+
+
+def test_a_breadcrumb_that_lacks_something_fails_its_sample(tmp_path: Path) -> None:
+    reply = completion(save_dir="nano/x")
+    with pytest.raises(RunError, match=r"2 of 8 samples failed.*the server's breadcrumb has no bytes, tokens"):
+        Run(tmp_path).go(failing_on("What is 1?", reply))
+
+
+def test_an_intervention_that_cannot_be_made_is_one_sentence_before_any_request(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    steer = {"name": "steer", "interventions": [{"kind": "add", "layer": 1, "vector": "gone.safetensors"}]}
+    run.experiment = parse({**run.experiment.model_dump(), "variants": [steer]}, "test")
+    run.units = plan(run.experiment, SAMPLES, "hash-1")
+    with serve(good) as server:
+        with pytest.raises(InputError, match=r"there is no vector file .*gone.safetensors"):
+            asyncio.run(generate(run.experiment, run.units, run.todo(), run.layout, server.url))
+        assert server.requests == []
+
+
+def test_a_sample_file_that_is_not_whole_is_to_do(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.go(good)
+    write_json(run.layout.sample("calm/gsm8k_0001") / "sample.json", {})
+    assert [unit.key for unit in run.todo()] == ["calm/gsm8k_0001"]
+    outcome, _ = run.go(good)
+    assert (outcome.kept, outcome.generated) == (7, 1)
+
+
 def test_stopped_in_the_middle_it_keeps_what_is_finished(tmp_path: Path) -> None:
     run = Run(tmp_path, concurrency=1)
 
@@ -150,7 +191,11 @@ def test_another_hash_or_broken_activations_are_generated_again(tmp_path: Path) 
     run.go(good)
     other = plan(run.experiment, SAMPLES, "hash-2")
     assert split_finished(other, run.layout, whole) == (other, {})
-    todo, broken = split_finished(run.units, run.layout, lambda entry: "gone" if "0002" in entry["save_dir"] else None)
+
+    def gone(entry: dict[str, Any] | None) -> str | None:
+        return "gone" if entry and "0002" in entry["save_dir"] else None
+
+    todo, broken = split_finished(run.units, run.layout, gone)
     assert {unit.key for unit in todo} == {"control/gsm8k_0002", "calm/gsm8k_0002"}
     assert broken == {"control/gsm8k_0002": "gone", "calm/gsm8k_0002": "gone"}
 
