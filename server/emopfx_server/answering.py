@@ -2,9 +2,9 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,10 +14,12 @@ from starlette.types import Receive, Scope, Send
 from emopfx_server.engine.engine import Engine
 from emopfx_server.engine.requests import Outcome, Request
 from emopfx_server.engine.sampling import TokenLogprob
-from emopfx_server.engine.text import Detokenizer
+from emopfx_server.engine.text import Detokenizer, within
 from emopfx_server.prepare import Job
 from emopfx_server.runs import Run, Runs
 from emopfx_server.schemas import ApiError
+
+_log = logging.getLogger(__name__)
 
 DONE = "data: [DONE]\n\n"
 
@@ -29,12 +31,12 @@ class Piece:
     Attributes:
         text: What is new.
         logprobs: The log probabilities of the tokens behind it, if they are asked for.
-        offset: How many characters of the answer came before.
+        offsets: How many characters of the answer came before each of these tokens.
     """
 
     text: str
     logprobs: list[TokenLogprob]
-    offset: int
+    offsets: list[int]
 
 
 class Shape(Protocol):
@@ -66,11 +68,13 @@ class Answering:
     Args:
         engine: What runs them.
         runs: The requests that run.
+        logs_answers: Whether they are logged.
     """
 
-    def __init__(self, engine: Engine, runs: Runs) -> None:
+    def __init__(self, engine: Engine, runs: Runs, *, logs_answers: bool) -> None:
         self._engine = engine
         self._runs = runs
+        self._logs_answers = logs_answers
 
     async def answer(self, job: Job, shape: Shape) -> dict[str, Any]:
         """Run a job.
@@ -78,10 +82,12 @@ class Answering:
         Raises:
             ApiError: When it was refused or failed.
         """
-        async with AsyncExitStack() as stack:
-            runs = await self._join(job, stack)
-            outcomes = await asyncio.gather(*(run.outcome() for run in runs))
-        choices = [shape.choice(index, run.request, outcomes[index]) for index, run in enumerate(runs)]
+        async with self._runs.join(job) as runs:
+            outcomes = await asyncio.gather(*(self._outcome(run) for run in runs))
+        # In a thread: with log probabilities, of which there may be thousands, it takes a while.
+        choices = await asyncio.to_thread(
+            lambda: [shape.choice(index, run.request, outcomes[index]) for index, run in enumerate(runs)]
+        )
         head = self._head(job, shape.prefix, shape.whole, outcomes[0].answer.created)
         return {
             **head,
@@ -102,8 +108,7 @@ class Answering:
         opened: set[int] = set()
         outcomes: dict[int, Outcome] = {}
         try:
-            async with AsyncExitStack() as stack:
-                runs = await self._join(job, stack)
+            async with self._runs.join(job) as runs:
                 async for index, part in _merged([self._follow(run) for run in runs]):
                     if index not in opened:
                         opened.add(index)
@@ -128,29 +133,34 @@ class Answering:
     def _breadcrumb(self, job: Job, outcomes: dict[int, Outcome]) -> dict[str, Any]:
         return self._runs.breadcrumb(job, [outcomes[index] for index in sorted(outcomes)])
 
-    async def _join(self, job: Job, stack: AsyncExitStack) -> list[Run]:
-        return [await stack.enter_async_context(self._runs.join(request, job.fingerprint)) for request in job.requests]
+    async def _outcome(self, run: Run) -> Outcome:
+        outcome = await run.outcome()
+        if self._logs_answers:
+            _log.info("answered: %s", json.dumps(outcome.answer.text, ensure_ascii=False))
+        return outcome
 
     async def _follow(self, run: Run) -> AsyncIterator[Piece | Outcome]:
         """The pieces of an answer while they come, and then what came of it."""
         detokenizer = Detokenizer(self._engine.loaded.tokenizer, run.request.params.stop)
         progress = run.progress
-        seen = told = sent = 0
+        seen = told = 0
         progress.readers += 1
         try:
             while not progress.generated:
                 fresh = progress.tokens[seen:]
                 seen += len(fresh)
                 if text := detokenizer.feed(fresh):
-                    yield Piece(text, progress.logprobs[told:seen], sent)
-                    told, sent = seen, sent + len(text)
+                    begun = within(detokenizer.offsets, detokenizer.sent)
+                    yield Piece(text, progress.logprobs[told:begun], detokenizer.offsets[told:begun])
+                    told = begun
                 await progress.beyond(seen)
         finally:
             progress.readers -= 1
-        outcome = await run.outcome()
-        text, logprobs = detokenizer.finish(outcome.answer.text), outcome.answer.logprobs[told:]
-        if text or logprobs:
-            yield Piece(text, logprobs, sent)
+        outcome = await self._outcome(run)
+        logprobs = outcome.answer.logprobs
+        text = detokenizer.finish([one["token"] for one in logprobs[seen:]], outcome.answer.text)
+        if text or logprobs[told:]:
+            yield Piece(text, logprobs[told:], detokenizer.offsets[told : len(logprobs)])
         yield outcome
 
     def _head(self, job: Job, prefix: str, kind: str, created: int) -> dict[str, Any]:
@@ -210,7 +220,8 @@ async def _merged(
 
 
 def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    # In ASCII: many clients take U+2028 and its like for the end of a line.
+    return f"data: {json.dumps(content, separators=(',', ':'))}\n\n"
 
 
 def _usage(job: Job, shape: Shape, outcomes: Sequence[Outcome]) -> dict[str, int]:

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import nnsight
@@ -13,7 +15,7 @@ import torch
 import transformers
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from starlette.responses import Response
@@ -24,8 +26,9 @@ from emopfx_server.chat import chat_job
 from emopfx_server.completions import completion_job
 from emopfx_server.engine.engine import Engine
 from emopfx_server.engine.model import LoadedModel, ModelError, load
+from emopfx_server.engine.writer import sweep
 from emopfx_server.errors import handle_errors
-from emopfx_server.files import listing, resolve_under
+from emopfx_server.files import StoredFile, listing, resolve_under
 from emopfx_server.guard import OPEN_PATHS, Guard
 from emopfx_server.logs import request_id, set_up
 from emopfx_server.ndif import capture_spec
@@ -57,19 +60,21 @@ def create_app(settings: Settings, loaded: LoadedModel, engine: Engine) -> FastA
     engine.metrics.describe(model=loaded.name, revision=loaded.revision or "", dtype=loaded.dtype, **_versions())
     defaults = CaptureDefaults(hook_points=loaded.default_hook_points())
     preparation = Preparation(engine, root, defaults, settings.request_seconds)
-    answering = Answering(engine, Runs(engine, root))
+    answering = Answering(engine, Runs(engine, root), logs_answers=settings.log_prompts)
     card = {"id": loaded.name, "object": "model", "created": int(time.time()), "owned_by": "emopfx"}
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        threading.Thread(target=sweep, args=(root,), name="sweep", daemon=True).start()
         yield
         await asyncio.to_thread(engine.stop)
 
     app = FastAPI(title="emopfx-server", version=emopfx_server.__version__, lifespan=lifespan)
     handle_errors(app)
 
-    async def respond(http: Request, body: Generation, job: Job, shape: Shape) -> Response:
+    async def respond(http: Request, body: Generation, size: int, prepare: Callable[[], tuple[Job, Shape]]) -> Response:
+        job, shape = await preparation.apart(size, prepare)
         request_id.rename(job.request_id)
         if settings.log_prompts:
             _log.info("asked: %s", body.model_dump_json(exclude_defaults=True))
@@ -86,12 +91,12 @@ def create_app(settings: Settings, loaded: LoadedModel, engine: Engine) -> FastA
         With ``n`` over 1, each choice is captured by itself: into the folder ``<request_id>/<index>``, with its own
         entry in the breadcrumb's ``choices``, and drawn with the seed plus its index.
         """
-        return await respond(http, body, *await chat_job(preparation, body))
+        return await respond(http, body, body.size(), partial(chat_job, preparation, body))
 
     @app.post("/v1/completions", response_model=None)
     async def complete(body: CompletionRequest, http: Request) -> Response:
         """Write on from prompts; with ``echo`` and ``logprobs``, tell how likely the prompts' own tokens are."""
-        return await respond(http, body, *await completion_job(preparation, body))
+        return await respond(http, body, body.size(), partial(completion_job, preparation, body))
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -122,6 +127,7 @@ def create_app(settings: Settings, loaded: LoadedModel, engine: Engine) -> FastA
         preparation.defaults = changed
         return changed
 
+    @app.head("/v1/activations/{path:path}", include_in_schema=False)
     @app.get("/v1/activations/{path:path}", response_model=None)
     def activations(path: str) -> Response:
         """A folder's listing, or a file (whole, or the range that is asked for)."""
@@ -129,7 +135,7 @@ def create_app(settings: Settings, loaded: LoadedModel, engine: Engine) -> FastA
         inside = found.relative_to(root.resolve())
         hidden = any(part.startswith(".") for part in inside.parts)
         if found.is_file() and not hidden:
-            return FileResponse(found)
+            return StoredFile(found)
         if found.is_dir() and not hidden:
             return JSONResponse(listing(root, found))
         raise ApiError(404, f"There is nothing at {path!r}.", param="path", code="not_found")
@@ -170,6 +176,7 @@ def describe(loaded: LoadedModel, engine: Engine) -> dict[str, Any]:
         {
             "name": name,
             "width": loaded.sites[layers[0]][name].width,
+            "shape": ["tokens", loaded.sites[layers[0]][name].width],
             "layers": "all" if len(layers) == loaded.num_layers else layers,
         }
         for name, layers in loaded.hook_points().items()
@@ -186,6 +193,7 @@ def describe(loaded: LoadedModel, engine: Engine) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
         "layers_path": loaded.layers_path,
         "hook_points": hook_points,
+        "not_capturable": loaded.unreadable,
         "default_hook_points": loaded.default_hook_points(),
         "server": {**_versions(), "device": str(loaded.model.device)},
     }
@@ -228,6 +236,13 @@ class _Server(uvicorn.Server):
 
 def main() -> None:
     """Run the ``emopfx-server`` command."""
+    try:
+        _serve()
+    except KeyboardInterrupt:
+        sys.exit(130)  # as the shell says it: what was to be finished is
+
+
+def _serve() -> None:
     try:
         settings = Settings(_cli_parse_args=True)
         set_up(settings.log_format, settings.log_level)

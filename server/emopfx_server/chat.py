@@ -64,7 +64,7 @@ class ChatShape:
         return chat_logprobs(self._tokenizer, told) if self._wants_logprobs else None
 
 
-async def chat_job(preparation: Preparation, body: ChatRequest) -> tuple[Job, ChatShape]:
+def chat_job(preparation: Preparation, body: ChatRequest) -> tuple[Job, ChatShape]:
     """What to run for a chat request, and how to write it down.
 
     Raises:
@@ -73,12 +73,14 @@ async def chat_job(preparation: Preparation, body: ChatRequest) -> tuple[Job, Ch
     loaded = preparation.engine.loaded
     preparation.check(body)
     _refuse_unsupported(body)
+    preparation.check_choices(1, body.n)
+    preparation.check_length(body.size(), "messages")
     prompt = tokenize(loaded, body.messages)
     asked = body.max_completion_tokens or body.max_tokens
     room = preparation.room(len(prompt), asked, "messages")
     params = preparation.sampling(body, asked or min(room, DEFAULT_MAX_TOKENS))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    job = await preparation.job(body, [prompt], replace(params, logprobs=logprobs))
+    job = preparation.job(body, [prompt], replace(params, logprobs=logprobs))
     return job, ChatShape(loaded, logprobs=bool(body.logprobs))
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from emopfx_server.answering import Piece
 from emopfx_server.engine.model import LoadedModel
-from emopfx_server.engine.requests import Outcome, Request
+from emopfx_server.engine.requests import Answer, Outcome, Request
+from emopfx_server.engine.text import Decoding
 from emopfx_server.logprobs import completion_logprobs
 from emopfx_server.prepare import Job, Preparation
 from emopfx_server.schemas import ApiError, CompletionRequest
@@ -33,15 +34,25 @@ class CompletionShape:
         """A whole answer, behind the prompt if that was asked for."""
         answer = outcome.answer
         text = "" if self._prompt_only else answer.text
-        told = [] if self._prompt_only else answer.logprobs
-        first = None
+        logprobs = self._logprobs(request, answer) if self._wants_logprobs else None
         if self._echo:
             text = self._prompt(request) + text
-            told = [*answer.prompt_logprobs, *told]
-            first = request.prompt[0]
-        logprobs = completion_logprobs(self._tokenizer, told, first=first) if self._wants_logprobs else None
         reason = "length" if self._prompt_only else answer.finish_reason
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, request: Request, answer: Answer) -> dict[str, Any]:
+        """Those of the answer's tokens, behind the prompt's if they were asked for."""
+        told = [] if self._prompt_only else answer.logprobs
+        answered = Decoding(self._tokenizer)
+        answered.feed([one["token"] for one in told])
+        if not self._echo:
+            return completion_logprobs(self._tokenizer, told, answered.offsets)
+        prompt = Decoding(self._tokenizer, special=True)
+        prompt.feed(request.prompt)
+        begin = len(self._prompt(request))
+        offsets = [*prompt.offsets, *(begin + offset for offset in answered.offsets)]
+        told = [*answer.prompt_logprobs, *told]
+        return completion_logprobs(self._tokenizer, told, offsets, first=request.prompt[0])
 
     def opening(self, index: int, request: Request) -> dict[str, Any]:
         """What a stream begins an answer with: the prompt, if that was asked for."""
@@ -52,7 +63,7 @@ class CompletionShape:
         """A part of an answer."""
         logprobs = None
         if self._wants_logprobs:
-            logprobs = completion_logprobs(self._tokenizer, piece.logprobs, offset=piece.offset)
+            logprobs = completion_logprobs(self._tokenizer, piece.logprobs, piece.offsets)
         return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": None}
 
     def ending(self, index: int, outcome: Outcome) -> dict[str, Any]:
@@ -68,7 +79,7 @@ class CompletionShape:
         return text
 
 
-async def completion_job(preparation: Preparation, body: CompletionRequest) -> tuple[Job, CompletionShape]:
+def completion_job(preparation: Preparation, body: CompletionRequest) -> tuple[Job, CompletionShape]:
     """What to run for a plain completion, and how to write it down.
 
     Raises:
@@ -77,13 +88,15 @@ async def completion_job(preparation: Preparation, body: CompletionRequest) -> t
     loaded = preparation.engine.loaded
     preparation.check(body)
     _refuse_unsupported(body)
-    prompts = [_tokens(preparation, prompt) for prompt in _prompts(body)]
+    given = _prompts(body)
+    preparation.check_choices(len(given), body.n)
+    prompts = [_tokens(preparation, prompt) for prompt in given]
     for prompt in prompts:
         preparation.room(len(prompt), body.max_tokens, "prompt")
     # There is no answer without a token; the one that nobody asked for is left out of what is written down.
     params = preparation.sampling(body, max(1, body.max_tokens))
     told = replace(params, logprobs=body.logprobs, prompt_logprobs=bool(body.echo) and body.logprobs is not None)
-    return await preparation.job(body, prompts, told), CompletionShape(loaded, body)
+    return preparation.job(body, prompts, told), CompletionShape(loaded, body)
 
 
 def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:
@@ -96,6 +109,7 @@ def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:
 
 def _tokens(preparation: Preparation, prompt: str | list[int]) -> list[int]:
     if isinstance(prompt, str):
+        preparation.check_length(len(prompt), "prompt")
         tokens: list[int] = preparation.engine.loaded.tokenizer.encode(prompt)
     else:
         preparation.check_tokens(prompt, "prompt")

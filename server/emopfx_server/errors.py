@@ -1,6 +1,7 @@
 """Every error leaves in OpenAI's shape, with one sentence that says what was wrong."""
 
 import re
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ from starlette.exceptions import HTTPException
 
 from emopfx_server.schemas import ApiError
 
-_KIND = re.compile(r"str|(literal|list|constrained)\b.*")
+_KIND = re.compile(r"str|(literal|list|constrained|function|union)\b.*")
+_NOT_TO_BE_RETRIED = frozenset({408, 409})  # which OpenAI's clients do by themselves; it would end the same way
+_SHORT = reprlib.Repr()  # of what was sent: it may be large, or too deep for repr
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -20,6 +24,8 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> JSONResponse:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        if error.status in _NOT_TO_BE_RETRIED:
+            headers["x-should-retry"] = "false"
         return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
     @app.exception_handler(RequestValidationError)
@@ -29,10 +35,6 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         return await refused(request, ApiError(error.status_code, f"{request.url.path}: {error.detail}."))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, _: Exception) -> JSONResponse:
-        return await refused(request, ApiError(500, "The server failed; its log says why.", code="internal_error"))
 
 
 def invalid_body(errors: Sequence[Any]) -> ApiError:
@@ -47,9 +49,9 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
     first = _field(errors[0])
     deepest = max((error for error in errors if _field(error)[: len(first)] == first), key=lambda e: len(_field(e)))
     reasons = dict.fromkeys(error["msg"] for error in errors if _field(error) == _field(deepest))
-    reason = " or ".join(reasons).replace(" or Input should be ", " or ")
+    reason = " or ".join(reasons).replace(" or Input should be ", " or ").replace("Value error, ", "")
     where = ".".join(_field(deepest))
-    message = f"{where or 'The body'}: {reason}, not {deepest['input']!r:.200}."
+    message = f"{where or 'The body'}: {reason}, not {_SHORT.repr(deepest['input'])}."
     return ApiError(400, message, param=where or None, code="invalid_value")
 
 

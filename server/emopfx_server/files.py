@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse, JSONResponse
+from starlette.types import Message, Receive, Scope, Send
+
 from emopfx_server.schemas import ApiError
 
 
@@ -51,3 +55,32 @@ def listing(root: Path, folder: Path) -> dict[str, Any]:
         if not entry.name.startswith(".") and (entry.is_dir() or entry.is_file())
     ]
     return {"path": folder.relative_to(root.resolve()).as_posix(), "entries": entries}
+
+
+class StoredFile(FileResponse):
+    """A file, or a range of it; a range that it does not have is refused in the shape of all errors."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        refused = False
+
+        async def send_or_refuse(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                refused = True
+                await self._refusal(message, scope)(scope, receive, send)
+            elif not refused:
+                await send(message)
+
+        await super().__call__(scope, receive, send_or_refuse)
+
+    def _refusal(self, message: Message, scope: Scope) -> JSONResponse:
+        asked, size = Headers(scope=scope)["range"], self.headers["content-length"]
+        error = ApiError(
+            message["status"],
+            f"Range: {asked!r:.100} names no bytes of this file, which has {size}; give a range such as 'bytes=0-99'.",
+            param="Range",
+            code="invalid_range",
+        )
+        headers = {"Content-Range": f"bytes */{size}"} if error.status == 416 else {}
+        return JSONResponse(error.body(), error.status, headers)

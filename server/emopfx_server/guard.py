@@ -68,6 +68,12 @@ class Guard:
             else:
                 headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
                 await JSONResponse(refusal.body(), refusal.status, headers)(scope, receive, send_named)
+        except Exception:
+            if status:  # too late for another answer; uvicorn logs it and breaks off
+                raise
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            failure = ApiError(500, "The server failed; its log says why.", code="internal_error")
+            await JSONResponse(failure.body(), failure.status)(scope, receive, send_named)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(path, status).inc()

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from emopfx_server.engine.sampling import TokenLogprob
-from emopfx_server.engine.text import UNFINISHED, token_text
+from emopfx_server.engine.text import UNFINISHED, token_bytes, token_text
 
 _LEAST = -9999.0  # what OpenAI's API says of a token that can't be; JSON has no infinity
 
@@ -16,9 +16,8 @@ def chat_logprobs(tokenizer: PreTrainedTokenizerBase, told: Sequence[TokenLogpro
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         text = token_text(tokenizer, token)
-        # Of a token that is a part of a character, the bytes are not known.
-        known = None if UNFINISHED in text else list(text.encode())
-        return {"token": text, "logprob": max(logprob, _LEAST), "bytes": known}
+        content = token_bytes(tokenizer, token) if UNFINISHED in text else text.encode()
+        return {"token": text, "logprob": max(logprob, _LEAST), "bytes": content and list(content)}
 
     content = [
         {**entry(one["token"], one["logprob"]), "top_logprobs": [entry(*likely) for likely in one["top"]]}
@@ -28,14 +27,18 @@ def chat_logprobs(tokenizer: PreTrainedTokenizerBase, told: Sequence[TokenLogpro
 
 
 def completion_logprobs(
-    tokenizer: PreTrainedTokenizerBase, told: Sequence[TokenLogprob], *, offset: int = 0, first: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    told: Sequence[TokenLogprob],
+    offsets: Sequence[int],
+    *,
+    first: int | None = None,
 ) -> dict[str, Any]:
     """``choices[].logprobs`` of a plain completion.
 
     Args:
         tokenizer: The model's.
         told: The tokens, with their log probabilities.
-        offset: Where in the text they begin.
+        offsets: Where in the text each token begins, the first one's too if it is given.
         first: The token before them, of which nothing is known: the prompt's first.
     """
     tokens = [token_text(tokenizer, one["token"]) for one in told]
@@ -43,11 +46,7 @@ def completion_logprobs(
     top: list[dict[str, float] | None] = [_by_text(tokenizer, one) for one in told]
     if first is not None:
         tokens, values, top = [token_text(tokenizer, first), *tokens], [None, *values], [None, *top]
-    offsets = []
-    for text in tokens:
-        offsets.append(offset)
-        offset += len(text)
-    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": top, "text_offset": offsets}
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": top, "text_offset": list(offsets)}
 
 
 def _by_text(tokenizer: PreTrainedTokenizerBase, one: TokenLogprob) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The request field ``ndif``, checked against the model and the activation root."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -7,28 +8,36 @@ import torch
 from emopfx_server.engine.capture import CaptureSpec, layout_of, parse_range
 from emopfx_server.engine.interventions import Edit
 from emopfx_server.engine.model import LoadedModel, Site
+from emopfx_server.engine.writer import ACTIVATIONS, METADATA
 from emopfx_server.files import resolve_under
 from emopfx_server.schemas import ApiError, CaptureDefaults, Intervention, Ndif
 from emopfx_server.vectors import read_vector
 
 # Leaves room for the root and the files' names in the 4,096 bytes that Linux allows.
 _LONGEST_PATH = 1024
+_RESERVED = frozenset({ACTIVATIONS, METADATA})
+_SLICE = re.compile(r"(-?[0-9]{1,18})?:(-?[0-9]{1,18})?(?::(-?[0-9]{1,18})?)?")
 
 
 def capture_folder(ndif: Ndif, request_id: str, root: Path) -> Path:
     """The folder that a request's files are to fill.
 
     Raises:
-        ApiError: 400 when it is outside of the root, hidden, too long, or can't be a folder of its own.
+        ApiError: 400 when it is outside of the root, hidden, too long, named like the files, or can't be a folder of
+            its own.
     """
+    if request_id in _RESERVED:
+        message = f"ndif.request_id {request_id!r} is the name of a file that the server writes; choose another."
+        raise ApiError(400, message, param="ndif.request_id")
     if len(ndif.save_dir.encode()) > _LONGEST_PATH:
         raise ApiError(400, f"ndif.save_dir is longer than {_LONGEST_PATH:,} bytes in UTF-8.", param="ndif.save_dir")
     inside = f"{ndif.save_dir}/{request_id}" if ndif.per_request_subdir else ndif.save_dir
     folder = resolve_under(root, inside, param="ndif.save_dir")
-    if any(part.startswith(".") for part in folder.relative_to(root.resolve()).parts):
+    if any(part.startswith(".") or part in _RESERVED for part in folder.relative_to(root.resolve()).parts):
         raise ApiError(
             400,
-            f"ndif.save_dir {ndif.save_dir!r} can't be used: no name in it may begin with a dot.",
+            f"ndif.save_dir {ndif.save_dir!r} can't be used: no name in it may begin with a dot, or be one of the "
+            f"server's files ({', '.join(sorted(_RESERVED))}).",
             param="ndif.save_dir",
         )
     if folder == root.resolve() or any(path.is_file() for path in (folder, *folder.parents)):
@@ -94,10 +103,11 @@ def resolve_layers(asked: str | list[int], count: int) -> list[int]:
         if asked == "all":
             return list(every)
         if isinstance(asked, str):
-            parts = [int(part) if part else None for part in asked.split(":")]
-            if not 2 <= len(parts) <= 3:
+            match = _SLICE.fullmatch(asked)
+            if match is None:
                 raise ValueError
-            found = list(every[slice(*parts)])
+            start, stop, step = (int(part) if part else None for part in match.groups())
+            found = list(every[start:stop:step])
         else:
             found = sorted({every[index] for index in asked})
     except (ValueError, IndexError) as error:

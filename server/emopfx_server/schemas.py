@@ -4,11 +4,20 @@ import sys
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+LayerIndex = Annotated[int, BeforeValidator(_no_truth)]
+Layers = Literal["all"] | str | list[LayerIndex]
 Positions = Literal["all", "prompt", "generated", "last_prompt", "last"] | Annotated[list[str], Field(min_length=1)]
 EditPositions = Literal["all", "prompt", "generated", "last_prompt"] | Annotated[list[str], Field(min_length=1)]
 EditKind = Literal["add", "scale", "zero", "replace"]
-Layers = Literal["all"] | str | list[int]
 CaptureDtype = Literal["bfloat16", "float16", "float32", "model"]
 
 _LARGEST = sys.float_info.max
@@ -111,7 +120,7 @@ class Intervention(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: EditKind
-    layer: int
+    layer: LayerIndex
     hook_point: str = "output"
     vector: Annotated[str | list[float] | None, BeforeValidator(_read_vector)] = None
     scale: float | None = Field(None, allow_inf_nan=False)
@@ -130,10 +139,20 @@ class Intervention(BaseModel):
 
 
 class Ndif(BaseModel):
-    """The request field ``ndif``: what to capture and to change of this request, and where to put its files."""
+    """The request field ``ndif``: what to capture and to change of this request, and where to put its files.
+
+    Fields that are not known are accepted, and the answer names them.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     capture: bool | None = None
-    request_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")
+    request_id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$",
+        description="a name: the same request under it again is given the same answer, from its files where it "
+        "captures, or else from the server's memory, which ends with the server",
+    )
     save_dir: str = Field("requests", min_length=1)
     per_request_subdir: bool = True
     layers: Layers | None = None
@@ -143,6 +162,10 @@ class Ndif(BaseModel):
     config_hash: str | None = Field(None, max_length=256)
     timeout: float | None = Field(None, gt=0, description="seconds within which all must be generated")
     interventions: list[Intervention] = Field([], max_length=1000)
+
+    def ignored(self) -> list[str]:
+        """The fields that are not known."""
+        return sorted(self.model_extra or {})
 
 
 class StreamOptions(BaseModel):
@@ -159,7 +182,7 @@ class Generation(BaseModel):
 
     model: str | None = None
     temperature: Annotated[float, _default_for_null(1.0)] = Field(1.0, ge=0, le=2)
-    top_p: Annotated[float, _default_for_null(1.0)] = Field(1.0, gt=0, le=1)
+    top_p: Annotated[float, _default_for_null(1.0)] = Field(1.0, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     n: Annotated[int, _default_for_null(1)] = Field(1, ge=1, le=128)
@@ -194,13 +217,34 @@ class ChatRequest(Generation):
     tools: list[Any] | None = None
     functions: list[Any] | None = None
 
+    def size(self) -> int:
+        """How much there is to be turned into tokens, in characters."""
+        return sum(len(message.text()) for message in self.messages)
+
+
+def _of_one_kind(prompt: Any) -> Any:
+    """Of a prompt that is of no kind at all, pydantic says what is wrong with it as each of the kinds."""
+    if not isinstance(prompt, str) and not (isinstance(prompt, list) and set(map(type, prompt)) in _PROMPT_KINDS):
+        raise ValueError("give a text, a list of token ids, or a list of either")
+    return prompt
+
+
+_PROMPT_KINDS: tuple[set[type], ...] = ({str}, {int}, {list})
+_Prompt = str | list[int] | Annotated[list[str] | list[list[int]], Field(max_length=1024)]
+
 
 class CompletionRequest(Generation):
     """The body of ``POST /v1/completions``: one prompt or several, as text or as token ids."""
 
-    prompt: str | list[int] | Annotated[list[str] | list[list[int]], Field(min_length=1, max_length=1024)]
+    prompt: Annotated[_Prompt, BeforeValidator(_of_one_kind)]
     max_tokens: Annotated[int, _default_for_null(16)] = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
+
+    def size(self) -> int:
+        """How much there is to be turned into tokens, in characters or token ids."""
+        if isinstance(self.prompt, str):
+            return len(self.prompt)
+        return sum(1 if isinstance(part, int) else len(part) for part in self.prompt)

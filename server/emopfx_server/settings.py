@@ -73,13 +73,16 @@ class Settings(BaseSettings):
 
         Raises:
             OSError: When its file can't be read.
-            SettingsError: When its file is empty, or there are two keys.
+            SettingsError: When its file is empty or no text, or there are two keys.
         """
         if self.api_key_file is None:
             return None if self.api_key is None else self.api_key.get_secret_value()
         if self.api_key is not None:
             raise SettingsError("give api_key or api_key_file, not both")
-        key = self.api_key_file.read_text().strip()
+        try:
+            key = self.api_key_file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"the file {self.api_key_file} is not UTF-8 text") from error
         if not key:
             raise SettingsError(f"the file {self.api_key_file} holds no key")
         return key

@@ -4,10 +4,12 @@ import asyncio
 import hashlib
 import itertools
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,11 @@ def test_same_seed_same_answer_whatever_runs_beside_it(tiny_server: RunningServe
         assert len(set(alone)) > 1
 
 
+def test_an_empty_nucleus_is_the_most_likely_token(tiny_server: RunningServer) -> None:
+    greedy = ask(tiny_server, ndif={"capture": False}).json()["choices"]
+    assert ask(tiny_server, temperature=2, top_p=0, ndif={"capture": False}).json()["choices"] == greedy
+
+
 def test_stop_text_ends_the_answer_before_it(tiny_server: RunningServer) -> None:
     whole = ask(tiny_server, ndif={"capture": False}).json()
     text = whole["choices"][0]["message"]["content"]
@@ -216,6 +223,8 @@ def test_models_structure_and_health(tiny_server: RunningServer) -> None:
     points = {point["name"]: point for point in structure["hook_points"]}
     assert {"input_layernorm.output", "self_attn.output", "mlp.output", "output"} <= set(points)
     assert points["output"]["width"] == structure["hidden_size"]
+    assert all(point["shape"] == ["tokens", point["width"]] for point in points.values())
+    assert structure["not_capturable"] == []
     assert points["output"]["layers"] == "all"
     assert structure["layers_path"] == "model.layers"
     assert structure["context_length"] >= 4096
@@ -244,7 +253,8 @@ def test_listing(tiny_server: RunningServer) -> None:
         ({"max_tokens": 0}, ["max_tokens", "greater than or equal to 1"]),
         ({"max_tokens": 10**6}, ["context"]),
         ({"temperature": -1}, ["temperature"]),
-        ({"top_p": 0}, ["top_p"]),
+        ({"top_p": -0.1}, ["top_p"]),
+        ({"top_p": 1.1}, ["top_p"]),
         ({"n": 0}, ["n:", "greater than or equal to 1"]),
         ({"n": 1000}, ["n:", "less than or equal to 128"]),
         ({"logit_bias": {"999999": 1}}, ["logit_bias", "999999"]),
@@ -264,6 +274,10 @@ def test_listing(tiny_server: RunningServer) -> None:
         ({"ndif": {"layers": "9:9"}}, ["'9:9'", "numbered 0 to"]),
         ({"ndif": {"layers": "some"}}, ["'some'", "numbered 0 to"]),
         ({"ndif": {"layers": "::0"}}, ["'::0'"]),
+        ({"ndif": {"layers": "0:1_0"}}, ["'0:1_0'"]),
+        ({"ndif": {"layers": " 0:1"}}, ["' 0:1'"]),
+        ({"ndif": {"layers": [True]}}, ["layers.0", "valid integer", "True"]),
+        ({"ndif": {"interventions": [{"kind": "zero", "layer": True}]}}, ["layer", "valid integer", "True"]),
         ({"ndif": {"layers": []}}, ["[]"]),
         ({"ndif": {"hook_points": ["attn.output"]}}, ["'attn.output'", "input_layernorm.output", "mlp.output"]),
         ({"ndif": {"hook_points": []}}, ["hook_points"]),
@@ -331,6 +345,47 @@ def test_bad_flags_end_with_one_sentence(flags: list[str], words: list[str], tmp
     assert last.startswith("emopfx-server: ")
     for word in words:
         assert word in last
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"model_type": "no-such"}', '{"model_type": "llama", "hidden_size": "x"}']
+)
+def test_a_config_that_is_none_ends_with_one_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    command = [sys.executable, "-m", "emopfx_server", "--data-dir", str(tmp_path / "data"), "--model"]
+    done = subprocess.run([*command, f"random:{tmp_path}/config.json"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("emopfx-server: cannot load model 'random:")
+    assert "Traceback" not in done.stderr
+
+
+def test_truncated_weights_end_with_one_sentence(tmp_path: Path) -> None:
+    folder = save_random_model("llama", tmp_path / "llama")
+    os.truncate(folder / "model.safetensors", 1000)
+    command = [sys.executable, "-m", "emopfx_server", "--data-dir", str(tmp_path / "data"), "--model", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("emopfx-server: cannot load model")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_from_the_keyboard_ends_quietly(tmp_path: Path) -> None:
+    with serve("tiny", tmp_path / "data") as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=30) == 130
+    assert "Traceback" not in (tmp_path / "data.server.log").read_text()
+
+
+def test_what_a_killed_server_left_long_ago_is_swept_away(tmp_path: Path) -> None:
+    partial = tmp_path / "data" / "nano" / ".r1.0123.partial"
+    partial.mkdir(parents=True)
+    (partial / "activations.safetensors").write_text("half")
+    os.utime(partial, (0, 0))
+    with serve("tiny", tmp_path / "data"):
+        deadline = time.monotonic() + 30
+        while partial.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def test_softcapped_attention_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,9 @@
 import pytest
+from transformers.generation.continuous_batching.continuous_api import (
+    BackgroundThreadStatus,
+    ContinuousBatchingManager,
+    OutputRouter,
+)
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
@@ -15,8 +20,22 @@ def test_a_moved_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         check_foundations()
 
 
-@pytest.mark.parametrize(("owner", "name"), [(FutureRequestState, "query_length"), (RequestState, "position_offset")])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (FutureRequestState, "query_length"),
+        (RequestState, "position_offset"),
+        (BackgroundThreadStatus, "can_accept_new_requests"),
+    ],
+)
 def test_a_lost_field_is_named(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
     monkeypatch.delattr(owner, name)
     with pytest.raises(RuntimeError, match=rf"{owner.__name__} no longer has {name}"):
+        check_foundations()
+
+
+@pytest.mark.parametrize(("owner", "name"), [(OutputRouter, "_lock"), (ContinuousBatchingManager, "output_router")])
+def test_an_attribute_that_is_no_longer_made_is_named(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+    monkeypatch.setattr(owner, "__init__", lambda self: None)
+    with pytest.raises(RuntimeError, match=rf"{owner.__name__} no longer has .*{name}"):
         check_foundations()

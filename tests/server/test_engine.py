@@ -58,6 +58,16 @@ def test_a_failed_step_fails_its_requests_and_the_engine_says_so(
         asyncio.run(run(engine, tmp_path / "x" / "r2"))
 
 
+def test_what_times_out_inside_is_no_deadline(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stalled(*sequence: object) -> None:
+        raise TimeoutError("the device does not answer")
+
+    monkeypatch.setattr(engine._batching, "run", stalled)
+    with pytest.raises(TimeoutError, match="the device does not answer"):
+        asyncio.run(run(engine, tmp_path / "r1"))
+    assert engine.admission.held == 0
+
+
 def test_a_disk_without_room_is_refused_before_generation(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ def solo_run(
     model: PreTrainedModel, case: Case, names: list[str], interventions: list[dict[str, Any]] | None = None
 ) -> tuple[list[int], dict[str, torch.Tensor]]:
     """Greedy generate for one prompt alone, with plain forward hooks: first those that change, then those that read."""
-    path, _ = find_sites(model)
+    path, _, _ = find_sites(model)
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     handles = []
 
@@ -123,7 +123,7 @@ def solo_run(
 
 
 def keeping(rows: list[torch.Tensor]) -> Callable[[torch.Tensor], None]:
-    return lambda tensor: rows.append(tensor[0].clone())
+    return lambda tensor: rows.append(tensor[0].flatten(1).clone())
 
 
 def changing(one: dict[str, Any], prompt: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -140,7 +140,7 @@ def changing(one: dict[str, Any], prompt: int) -> Callable[[torch.Tensor], torch
     def change(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal position
         changed = tensor.clone()
-        for row in changed[0]:
+        for row in changed.view(1, tensor.shape[1], -1)[0]:
             if position in wanted:
                 vector = torch.tensor(one.get("vector", 0.0)) * one.get("scale", 1.0)
                 new = {"add": row + vector, "replace": vector, "scale": row * one.get("scale", 0.0), "zero": row * 0}

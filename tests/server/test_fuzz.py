@@ -68,21 +68,55 @@ names = st.text(max_size=12) | st.sampled_from(
         "x" * 300,
         "a//b",
         "../secret",
+        "metadata.json",
+        "activations.safetensors",
+        "a/metadata.json",
     ]
 )
+hook_points = st.sampled_from(
+    ["output", "mlp.output", "input", "self_attn.q_proj.output", "self_attn.input", "mlp.act_fn.output", "nope", ""]
+)
+positions = st.sampled_from(["all", "prompt", "generated", "last_prompt"]) | st.lists(
+    st.sampled_from(["0:2", ":", "3:1", "1:"]), min_size=1, max_size=2
+)
+
+
+@st.composite
+def interventions(draw: st.DrawFn) -> dict[str, Any]:
+    """Mostly well formed: what is wrong is a place that the model lacks, or a vector of another width."""
+    kind = draw(st.sampled_from(["add", "scale", "zero", "replace"]))
+    made: dict[str, Any] = {"kind": kind, "layer": draw(st.integers(-5, 4)), "positions": draw(positions)}
+    if draw(st.booleans()):
+        made["hook_point"] = draw(hook_points)
+    if kind in ("add", "replace"):
+        made["vector"] = [draw(st.floats(-1e30, 1e30))] * draw(st.sampled_from([64, 64, 64, 1]))
+    if kind == "scale" or (kind != "zero" and draw(st.booleans())):
+        made["scale"] = draw(st.floats(-1e30, 1e30))
+    return made
+
+
 sane = {
     "capture": st.booleans(),
     "request_id": names,
     "save_dir": names,
     "per_request_subdir": st.booleans(),
     "layers": st.sampled_from(["all", "0:2", "::-1", "1:", ":", "x"]) | st.lists(st.integers(-9, 9), max_size=3),
-    "hook_points": st.lists(st.sampled_from(["output", "mlp.output", "input", "nope", ""]), max_size=2),
+    "hook_points": st.lists(hook_points, max_size=2),
     "positions": st.sampled_from(["all", "last", "prompt", "never"])
     | st.lists(st.sampled_from(["0:2", ":", "3:1", "a:"])),
     "dtype": st.sampled_from(["float32", "model", "int8"]),
     "timeout": st.floats(),
     "config_hash": st.text(max_size=5),
+    "interventions": st.lists(interventions(), max_size=3),
 }
+well_formed = st.fixed_dictionaries(
+    {"interventions": st.lists(interventions(), min_size=1, max_size=3)},
+    optional={
+        "request_id": st.sampled_from("abc"),
+        "save_dir": st.sampled_from(["a", "a/b"]),
+        "capture": st.booleans(),
+    },
+)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -92,12 +126,13 @@ anything = st.recursive(
 
 @given(
     ndif=st.fixed_dictionaries({}, optional=sane)
+    | well_formed
     | st.dictionaries(st.sampled_from(sorted(sane)), anything, max_size=3)
     | anything,
     stream=st.booleans(),
-    n=st.integers(1, 2),
+    n=st.integers(1, 4),
 )
-@settings(QUIET, max_examples=150)
+@settings(QUIET, max_examples=200)
 def test_no_ndif_makes_it_fail_or_write_elsewhere(fuzzed: RunningServer, ndif: Any, stream: bool, n: int) -> None:
     content = json.dumps(body("Hi", max_tokens=1, ndif=ndif, stream=stream, n=n))  # NaN and half surrogates too
     with fuzzed.client() as client:

@@ -1,18 +1,24 @@
 """The key, the limits, the log and the metrics of a real server."""
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 from prometheus_client.parser import text_string_to_metric_families
 
+from emopfx_server.errors import handle_errors
+from emopfx_server.guard import OPEN_PATHS, Guard
+from emopfx_server.metrics import Metrics
 from tests.server.serving import RunningServer, serve
 from tests.server.test_api import QUESTION, body, refusal
 
@@ -63,12 +69,14 @@ def test_health_needs_the_key_too_if_that_is_wanted(tmp_path: Path) -> None:
     [
         (["--api-key-file", "/nowhere"], "/nowhere"),
         (["--api-key-file", "empty"], "holds no key"),
+        (["--api-key-file", "binary"], "binary is not UTF-8 text"),
         (["--api-key-file", "empty", "--api-key", "x"], "not both"),
         (["--api-key", ""], "api_key"),
     ],
 )
 def test_a_key_that_cannot_be_one_is_refused(flags: list[str], words: str, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
     command = [sys.executable, "-m", "emopfx_server", "--data-dir", str(tmp_path), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 2
@@ -132,11 +140,52 @@ def test_log_lines_are_json_with_the_requests_id_and_without_its_text(guarded: R
         assert secret not in log
 
 
-def test_prompts_are_logged_if_that_is_wanted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_and_answers_are_logged_if_that_is_wanted(tmp_path: Path, stream: bool) -> None:
     with serve("tiny", tmp_path / "data", "--log-prompts", "true") as server:
         with client(server) as http:
-            http.post("/v1/chat/completions", json=body())
+            answer = http.post("/v1/chat/completions", json=body()).json()["choices"][0]["message"]["content"]
+            logged = f"answered: {json.dumps(answer)}"
+            if stream:
+                http.post("/v1/chat/completions", json=body(stream=True))
         log_with(server, QUESTION)
+        assert log_with(server, logged).count(logged) == 1 + stream
+
+
+def failing_app() -> FastAPI:
+    app = FastAPI()
+    handle_errors(app)
+
+    @app.get("/whole")
+    async def whole() -> None:
+        raise LookupError("no such thing")
+
+    @app.get("/begun")
+    async def begun() -> StreamingResponse:
+        async def pieces() -> AsyncIterator[str]:
+            yield "begun"
+            raise LookupError("no more of it")
+
+        return StreamingResponse(pieces())
+
+    return app
+
+
+def test_what_nobody_foresaw_is_logged_named_counted_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+    async def ask(path: str) -> httpx.Response:
+        transport = httpx.ASGITransport(app)  # which raises whatever is left to raise
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+            return await http.get(path)
+
+    counts, app = Metrics(), failing_app()
+    app.add_middleware(Guard, key=None, open_paths=OPEN_PATHS, max_body_bytes=1000, metrics=counts)
+    response = asyncio.run(ask("/whole"))
+    assert "log says why" in refusal(response, 500)
+    assert len(response.headers["x-request-id"]) > 8
+    assert "LookupError: no such thing" in caplog.text
+    assert 'emopfx_requests_total{path="/whole",status="500"} 1.0' in counts.text().decode()
+    with pytest.raises(LookupError):  # so that the server breaks off what it can't take back
+        asyncio.run(ask("/begun"))
 
 
 def metrics(server: RunningServer) -> dict[str, float]:

@@ -34,6 +34,19 @@ def test_a_module_that_runs_twice_in_a_layer_is_no_hook_point(tmp_path: Path) ->
     assert {"mlp.output", "output"} <= set(points)
 
 
+def test_rows_of_heads_are_one_row(tmp_path: Path) -> None:
+    loaded = load(str(save_random_model("qwen3", tmp_path)))
+    widths = {side: loaded.sites[1][f"self_attn.{side}_norm.output"].width for side in "qk"}
+    assert widths == {"q": 4 * 16, "k": 2 * 16}
+    assert loaded.unreadable == []
+
+
+def test_heads_in_place_of_tokens_are_no_rows(tmp_path: Path) -> None:
+    loaded = load(str(save_random_model("gemma3_text", tmp_path)))
+    assert "self_attn.q_norm.output" in loaded.unreadable
+    assert not set(loaded.unreadable) & set(loaded.hook_points())
+
+
 def test_random_shapes_are_the_same_on_every_start(tmp_path: Path) -> None:
     folder = save_random_model("llama", tmp_path)
     for weights in folder.glob("*.safetensors"):

@@ -108,7 +108,8 @@ def test_chat_logprobs_are_the_models(client: openai.OpenAI, reference: PreTrain
     ids = [tokenizer.convert_tokens_to_ids(one.token) for one in content]
     expected = logprobs_by_hand(reference, prompt + ids)[len(prompt) - 1 :]
     assert answer.usage is not None
-    assert len(content) == answer.usage.completion_tokens
+    assert len(content) == answer.usage.completion_tokens - 1, "the token that ends the answer is no part of it"
+    assert "".join(one.token for one in content) == answer.choices[0].message.content
     for one, token, row in zip(content, ids, expected, strict=True):
         assert one.logprob == pytest.approx(row[token].item(), abs=1e-4)
         assert bytes(one.bytes or []).decode() == one.token

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -72,6 +74,12 @@ def test_company_changes_no_choice(seed: int, temperature: float, top_p: float) 
 def test_tiny_temperatures_and_nuclei_are_greedy(temperature: float, top_p: float) -> None:
     logits = torch.tensor([[0.0, 40.0, 39.0, -1e4]])
     assert sample(logits, [sampler(temperature, top_p)]).item() == 1
+
+
+def test_every_seed_has_its_own_draws() -> None:
+    seeds = [0, 1, -1, 7, -7, 2**63 - 1, -(2**63), 1 - 2**63]
+    assert len({sampler(1, seed=seed).draw() for seed in seeds}) == len(seeds)
+    assert sampler(1, seed=7).draw() == random.Random(7).random()
 
 
 def test_a_masked_token_is_never_chosen() -> None:

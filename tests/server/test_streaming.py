@@ -86,6 +86,44 @@ def test_characters_of_many_tokens_come_whole(byte_server: RunningServer) -> Non
     assert odd, "some answer must have a character of several tokens"
 
 
+def told_in(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    return [entry for choice in choices if choice["logprobs"] for entry in choice["logprobs"]["content"]]
+
+
+@pytest.mark.parametrize("stop", [[], ["e", "\ufffd\ufffd"]])
+def test_log_probabilities_are_of_the_tokens_that_are_told(byte_server: RunningServer, stop: list[str]) -> None:
+    """Also where a token is a part of a character, and where an answer ends before its last tokens."""
+    for seed in range(4):
+        fields: dict[str, Any] = {"temperature": 1.5, "seed": seed, "max_tokens": 60, "logprobs": True, "stop": stop}
+        fields["ndif"] = {"capture": False}
+        whole = ask(byte_server, **fields).json()["choices"][0]
+        content = b"".join(bytes(entry["bytes"]) for entry in whole["logprobs"]["content"])
+        assert content.decode(errors="replace") == whole["message"]["content"]
+        chunks = events(byte_server, **fields)
+        assert told_in(chunks) == whole["logprobs"]["content"]
+        told = ""
+        for chunk in chunks:
+            told += chunk["choices"][0]["delta"].get("content", "")
+            assert told_in([chunk]) == [] or told, "no token is told before its text"
+
+
+def test_tokens_are_placed_where_their_text_begins(byte_server: RunningServer) -> None:
+    with byte_server.client() as client:
+        request: dict[str, Any] = {"prompt": "é🙂a b", "max_tokens": 20, "echo": True, "logprobs": 0, "seed": 1}
+        whole = client.post("/v1/completions", json=request).json()["choices"][0]
+        del request["echo"]
+        alone = client.post("/v1/completions", json=request).json()["choices"][0]
+        lines = client.post("/v1/completions", json={**request, "stream": True}).text.splitlines()
+    offsets = whole["logprobs"]["text_offset"]
+    assert offsets[:9] == [0, 0, 1, 1, 1, 1, 2, 3, 4]
+    assert [offset - 5 for offset in offsets[9:]] == alone["logprobs"]["text_offset"]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line and line != "data: [DONE]"]
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]
+    for name in ("text_offset", "tokens"):
+        assert [item for one in told for item in one[name]] == alone["logprobs"][name]
+
+
 def test_several_choices_at_once(tiny_server: RunningServer) -> None:
     fields: dict[str, Any] = {"n": 3, "temperature": 1.5, "seed": 5}
     chunks = events(tiny_server, **fields, ndif={"request_id": "three", "save_dir": "n-stream"})
@@ -132,6 +170,7 @@ def test_what_fails_on_the_way_is_an_event(tiny_server: RunningServer) -> None:
 def test_an_answer_that_takes_too_long_is_given_up(tiny_server: RunningServer) -> None:
     response = ask(tiny_server, **LONG, ndif={"save_dir": "slow", "timeout": 0.2})
     assert "0.2 seconds" in refusal(response, 408)
+    assert response.headers["x-should-retry"] == "false"
     assert not (tiny_server.data / "slow").exists()
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from emopfx_server.engine.text import Detokenizer, cut, held_back
+from emopfx_server.engine.text import Decoding, Detokenizer, cut, held_back, token_bytes
 from emopfx_server.tiny.tokenizer import build as tokenizer_of_tiny
 from tests.server.serving import byte_tokenizer
 
@@ -23,7 +23,7 @@ def stream(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stop: Sequ
         text = tokenizer.decode(tokens[:count], skip_special_tokens=True)
         if any(ending in text for ending in stop):
             break
-    return [*pieces, detokenizer.finish(cut(text, stop))]
+    return [*pieces, detokenizer.finish([], cut(text, stop))]
 
 
 @given(st.lists(st.integers(0, 255)))
@@ -37,6 +37,20 @@ def test_no_piece_holds_half_a_character_or_a_part_of_a_stop_text(text: str, sto
     ends = [text.index(ending) + len(ending) for ending in stop if ending in text]
     assert not any("\ufffd" in piece for piece in pieces)
     assert "".join(pieces) == cut(text[: min(ends, default=len(text))], stop)
+
+
+@given(st.text(max_size=20))
+def test_tokens_have_their_bytes_and_their_places(text: str) -> None:
+    tokens = BYTES.encode(text)
+    assert b"".join(token_bytes(BYTES, token) or b"" for token in tokens).decode() == text
+    decoding = Decoding(BYTES)
+    decoding.feed(tokens)
+    assert decoding.offsets == [place for place, character in enumerate(text) for _ in character.encode()]
+
+
+def test_words_have_no_bytes_of_their_own() -> None:
+    tokenizer = tokenizer_of_tiny()
+    assert token_bytes(tokenizer, tokenizer.encode("Tom", add_special_tokens=False)[0]) is None
 
 
 def test_pieces_come_as_soon_as_they_are_sure() -> None:

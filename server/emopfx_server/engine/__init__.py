@@ -1,4 +1,4 @@
-"""Continuous batching with activation capture: one nnsight trace per engine step."""
+"""Continuous batching with activation capture: one forward pass per step, read by hooks or rewritten by nnsight."""
 
 from nnsight._c import unmount
 

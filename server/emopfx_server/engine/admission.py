@@ -37,6 +37,11 @@ class Admission:
         self._waiting: deque[tuple[int, asyncio.Future[Admitted]]] = deque()
 
     @property
+    def most(self) -> int:
+        """How many requests can be here at once, running or waiting."""
+        return self._places + self._queue
+
+    @property
     def waiting(self) -> int:
         """How many requests wait."""
         return len(self._waiting)

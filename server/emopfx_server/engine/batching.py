@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
+from transformers.generation.continuous_batching.continuous_api import (
+    BackgroundThreadStatus,
+    ContinuousBatchingManager,
+    OutputRouter,
+)
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 from transformers.generation.continuous_batching.requests import FutureRequestState, GenerationOutput, RequestState
@@ -263,10 +267,20 @@ def check_foundations() -> None:
     fields = {
         FutureRequestState: ("state", "has_new_token", "query_length"),
         RequestState: ("position_offset", "generated_len", "_new_tokens_limit"),
+        BackgroundThreadStatus: ("can_accept_new_requests",),
     }
-    for owner, names in fields.items():
-        missing = [name for name in names if not hasattr(owner, name)]
+    made = {
+        ContinuousBatchingIOs: ("requests_in_batch",),
+        ContinuousBatchingManager: ("batch_processor", "background_thread_status", "output_router"),
+        OutputRouter: ("_lock", "result_handlers"),
+    }
+    lost = {owner: [name for name in names if not hasattr(owner, name)] for owner, names in fields.items()}
+    lost |= {owner: [name for name in names if not _makes(owner, name)] for owner, names in made.items()}
+    for owner, missing in lost.items():
         if missing:
             raise RuntimeError(f"transformers' {owner.__name__} no longer has {', '.join(missing)}")
-    if "requests_in_batch" not in ContinuousBatchingIOs.__init__.__code__.co_names:
-        raise RuntimeError("transformers' ContinuousBatchingIOs no longer has requests_in_batch")
+
+
+def _makes(owner: type, name: str) -> bool:
+    """Whether the objects of a class are given an attribute of this name when they are made."""
+    return name in inspect.unwrap(owner.__init__).__code__.co_names  # type: ignore[misc]

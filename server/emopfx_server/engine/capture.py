@@ -20,7 +20,8 @@ _RANGE = re.compile(r"([0-9]{0,18}):([0-9]{0,18})")
 class Layout:
     """Sites in execution order, grouped by width, so that a copy of all of them is one per width.
 
-    Layouts are made by `layout_of`, which gives the same object for the same sites.
+    Layouts are made by `layout_of`, which as a rule gives the same object for the same sites: a copy between slabs of
+    one layout is a plain one.
     """
 
     def __init__(self, sites: tuple[Site, ...]) -> None:

@@ -1,13 +1,11 @@
 """A request's way through the engine: admission, generation, commit."""
 
 import asyncio
-import errno
+import dataclasses
 import json
 import logging
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -15,14 +13,23 @@ from safetensors import SafetensorError
 from emopfx_server.engine.admission import Admission, Admitted, QueueFull
 from emopfx_server.engine.batching import Batching, BatchingError
 from emopfx_server.engine.capture import Capture
-from emopfx_server.engine.interventions import LIMIT, Steering
+from emopfx_server.engine.interventions import Steering
 from emopfx_server.engine.model import LoadedModel
 from emopfx_server.engine.progress import Progress
-from emopfx_server.engine.requests import Answer, Outcome, Request, Target, recall
+from emopfx_server.engine.refusals import (
+    capture_too_large,
+    check_disk,
+    draining,
+    overflowed,
+    queue_full,
+    too_late,
+    write_failed,
+)
+from emopfx_server.engine.requests import Answer, Outcome, Request, Target, outcome_of
 from emopfx_server.engine.sampling import Sampler
 from emopfx_server.engine.spans import Sequence
-from emopfx_server.engine.text import cut, row_texts
-from emopfx_server.engine.writer import commit
+from emopfx_server.engine.text import Decoding, cut, row_texts, within
+from emopfx_server.engine.writer import Committed, commit
 from emopfx_server.metrics import Metrics
 from emopfx_server.schemas import ApiError
 
@@ -31,7 +38,6 @@ _log = logging.getLogger(__name__)
 CAPTURED = "after interventions"
 """What a row shows where the request also intervenes: what the model went on with."""
 
-_RETRY_SECONDS = 5
 _PLACES_PER_ROW = 2  # as many again stand ready, so that a row of the batch is taken up in the step after it is free
 
 
@@ -90,7 +96,7 @@ class Engine:
     def drain(self) -> None:
         """Take no more requests and turn away those that wait; running ones finish."""
         self.draining = True
-        self.admission.turn_away(_draining())
+        self.admission.turn_away(draining())
 
     async def run(self, request: Request, progress: Progress) -> Outcome:
         """Answer a request. Cancelling it before all is generated leaves nothing behind.
@@ -124,19 +130,21 @@ class Engine:
 
     async def _admit(self, request: Request, progress: Progress, start: float) -> Outcome:
         if self.draining:
-            raise _draining()
+            raise draining()
         size = request.target.spec.bytes(len(request.prompt), request.params.max_tokens) if request.target else 0
         if size > self.admission.limit:
-            raise _capture_too_large(size, self.admission.limit)
+            raise capture_too_large(size, self.admission.limit)
         _log.debug("waits for its turn, behind %d", self.admission.waiting)
-        deadline = None if request.seconds is None else asyncio.get_running_loop().time() + request.seconds
+        timer = asyncio.timeout(request.seconds)
         try:
-            async with asyncio.timeout_at(deadline) as timer, self.admission.enter(size) as admitted:
+            async with timer, self.admission.enter(size) as admitted:
                 return await self._run(request, progress, admitted, timer, start)
         except QueueFull as error:
-            raise _queue_full(self.admission.waiting) from error
+            raise queue_full(self.admission.waiting) from error
         except TimeoutError as error:
-            raise _too_late(request.seconds) from error
+            if not timer.expired():
+                raise
+            raise too_late(request.seconds) from error
 
     async def _run(
         self, request: Request, progress: Progress, admitted: Admitted, timer: asyncio.Timeout, start: float
@@ -144,7 +152,7 @@ class Engine:
         target = request.target
         capture = None
         if target is not None:
-            _check_disk(target.folder, self.admission.held + self._disk_floor)
+            check_disk(target.folder, self.admission.held + self._disk_floor)
             capture = Capture(target.spec, len(request.prompt), request.params.max_tokens)
         params = request.params
         steering = Steering(request.edits, len(request.prompt), params.max_tokens) if request.edits else None
@@ -155,7 +163,7 @@ class Engine:
         progress.finish()
         if target is None or capture is None:
             return Outcome(answer, {}, [], replayed=False)
-        return await self._commit(request, target, capture, self._record(request, target, answer, sequence), answer)
+        return await self._commit(request, target, capture, answer, sequence)
 
     async def _generate(self, request: Request, sequence: Sequence, start: float) -> Answer:
         self.metrics.prompt_tokens.inc(len(sequence.prompt))
@@ -169,49 +177,73 @@ class Engine:
             if progress.first_token is not None:
                 self.metrics.first_token_seconds.observe(progress.first_token - start)
         if sequence.overflowed:
-            raise _overflowed()
+            raise overflowed()
+        text = self._text(sequence)
         return Answer(
-            text=self._text(sequence),
+            text=text,
             finish_reason="stop" if sequence.stopped or progress.tokens[-1] in sequence.stop_tokens else "length",
             prompt_tokens=len(sequence.prompt),
             completion_tokens=len(progress.tokens),
             seed=request.params.seed,
             created=int(time.time()),
-            logprobs=progress.logprobs,
+            logprobs=progress.logprobs and progress.logprobs[: self._visible(sequence, text)],
             prompt_logprobs=progress.prompt_logprobs,
         )
 
     async def _commit(
-        self, request: Request, target: Target, capture: Capture, record: dict[str, Any], answer: Answer
+        self, request: Request, target: Target, capture: Capture, answer: Answer, sequence: Sequence
     ) -> Outcome:
-        header = {
-            "model": self.loaded.name,
-            "revision": self.loaded.revision or "",
-            "request_id": request.request_id,
-            "config_hash": target.config_hash or "",
-            "dtype": str(target.spec.dtype).removeprefix("torch."),
-            "interventions": json.dumps([edit.record() for edit in request.edits]),
-            "captured": CAPTURED,
-        }
         loop = asyncio.get_running_loop()
         with self.metrics.writing.track_inprogress():
-            texts = await loop.run_in_executor(self._writers, row_texts, self.loaded.tokenizer, capture.token_ids)
-            record = {**record, "token_texts": texts}
             try:
-                await loop.run_in_executor(
-                    self._writers, commit, target.folder, request.request_id, capture, header, record
+                committed = await loop.run_in_executor(
+                    self._writers, self._write, request, target, capture, answer, sequence
                 )
             except (OSError, SafetensorError) as error:
-                raise _write_failed(error) from error
-            stored = await loop.run_in_executor(self._writers, recall, target.folder)
-        assert stored is not None
-        self.metrics.capture_bytes.inc(sum(file["bytes"] for file in stored.files))
-        return Outcome(answer, stored.record, stored.files, replayed=False)
+                raise write_failed(error) from error
+        if not committed.found:
+            self.metrics.capture_bytes.inc(sum(file["bytes"] for file in committed.files))
+        return outcome_of(committed)
+
+    def _write(
+        self, request: Request, target: Target, capture: Capture, answer: Answer, sequence: Sequence
+    ) -> Committed:
+        facts = {
+            "request_id": request.request_id,
+            "model": self.loaded.name,
+            "revision": self.loaded.revision,
+            "config_hash": target.config_hash,
+            "dtype": str(target.spec.dtype).removeprefix("torch."),
+            "interventions": [edit.record() for edit in request.edits],
+            "captured": CAPTURED,
+        }
+        sites = target.spec.layout.sites
+        record = {
+            "format": 1,
+            **facts,
+            "model_dtype": self.loaded.dtype,
+            "layers": sorted({site.layer for site in sites}),
+            "hook_points": list(dict.fromkeys(site.hook_point for site in sites)),
+            "positions": target.spec.positions,
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.completion_tokens,
+            "batch_sizes": {str(size): steps for size, steps in sorted(sequence.batch_sizes.items())},
+            "fingerprint": target.fingerprint,
+            "answer": dataclasses.asdict(answer),
+            "token_texts": row_texts(self.loaded.tokenizer, capture.token_ids),
+        }
+        return commit(target.folder, capture, {name: _header_text(fact) for name, fact in facts.items()}, record)
 
     def _text(self, sequence: Sequence) -> str:
         """The answer's text, cut before the first stop text."""
         text = self.loaded.tokenizer.decode(sequence.progress.tokens, skip_special_tokens=True)
         return cut(text, sequence.sampler.params.stop)
+
+    def _visible(self, sequence: Sequence, text: str) -> int:
+        """How many tokens an answer's text is made of: not the one that ends it, nor those of a stop text."""
+        decoding = Decoding(self.loaded.tokenizer)
+        decoding.feed(sequence.progress.tokens)
+        return within(decoding.offsets, len(text))
 
     def _watch(self) -> None:
         """Show the state of the queue in the metrics."""
@@ -221,84 +253,9 @@ class Engine:
         watch("capture_held_bytes", "Captured bytes that may come to be held in memory", lambda: admission.held)
         watch("capture_limit_bytes", "The bound on captured bytes in memory", lambda: admission.limit)
 
-    def _record(self, request: Request, target: Target, answer: Answer, sequence: Sequence) -> dict[str, Any]:
-        sites = target.spec.layout.sites
-        return {
-            "format": 1,
-            "request_id": request.request_id,
-            "model": self.loaded.name,
-            "revision": self.loaded.revision,
-            "model_dtype": self.loaded.dtype,
-            "config_hash": target.config_hash,
-            "layers": sorted({site.layer for site in sites}),
-            "hook_points": list(dict.fromkeys(site.hook_point for site in sites)),
-            "positions": target.spec.positions,
-            "dtype": str(target.spec.dtype).removeprefix("torch."),
-            "prompt_tokens": answer.prompt_tokens,
-            "completion_tokens": answer.completion_tokens,
-            "batch_sizes": {str(size): steps for size, steps in sorted(sequence.batch_sizes.items())},
-            "interventions": [edit.record() for edit in request.edits],
-            "captured": CAPTURED,
-            "fingerprint": target.fingerprint,
-            "answer": answer.__dict__,
-        }
 
-
-def _check_disk(folder: Path, needed: int) -> None:
-    existing = next(parent for parent in folder.parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise ApiError(
-            507,
-            f"The disk has {free:,} bytes left; what runs may need, and is to leave, {needed:,}.",
-            code="insufficient_storage",
-        )
-
-
-def _write_failed(error: Exception) -> ApiError:
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-        return ApiError(
-            409,
-            "The folder for this request's files was taken by another request meanwhile; name a new one.",
-            param="ndif.save_dir",
-            code="conflict",
-        )
-    full = number == errno.ENOSPC or "StorageFull" in str(error) or "code: 28" in str(error)
-    return ApiError(
-        507 if full else 500,
-        f"The activations could not be written: {error}.",
-        code="insufficient_storage" if full else "write_failed",
-    )
-
-
-def _capture_too_large(size: int, limit: int) -> ApiError:
-    return ApiError(
-        400,
-        f"this request may capture {size:,} bytes, and the server holds at most {limit:,}; "
-        "ask for fewer layers, hook points, positions or tokens.",
-        param="ndif",
-        code="capture_too_large",
-    )
-
-
-def _queue_full(waiting: int) -> ApiError:
-    message = f"{waiting:,} requests wait already, and no more may; try again shortly."
-    return ApiError(429, message, code="queue_full", retry_after=_RETRY_SECONDS)
-
-
-def _overflowed() -> ApiError:
-    return ApiError(
-        400,
-        f"The interventions drive the activations beyond {LIMIT:.0e}; use smaller vectors or scales.",
-        param="ndif.interventions",
-        code="intervention_overflow",
-    )
-
-
-def _too_late(seconds: float | None) -> ApiError:
-    return ApiError(408, f"The answer was not there within {seconds:g} seconds.", code="deadline_exceeded")
-
-
-def _draining() -> ApiError:
-    return ApiError(503, "The server is shutting down; try again shortly.", code="draining", retry_after=_RETRY_SECONDS)
+def _header_text(fact: Any) -> str:
+    """A fact as a safetensors header can hold it."""
+    if fact is None:
+        return ""
+    return fact if isinstance(fact, str) else json.dumps(fact)

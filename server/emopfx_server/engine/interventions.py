@@ -135,21 +135,21 @@ class Rewrite:
         return self._sites | {site for site in layer_outputs if site.layer >= self._first_layer}
 
     def apply(self, site: Site, value: torch.Tensor) -> torch.Tensor:
-        """A copy of a site's ``value``, ``[1, tokens, width]``, with the edits made.
+        """A copy of a site's ``value``, ``[1, tokens, width]`` or parted by heads, with the edits made.
 
         It is a copy, because what reads the same memory (the residual stream beside a norm, a sibling projection)
         must go on to see it as it was.
         """
-        value = value.clone()
+        changed = value.clone().flatten(2)
         for index, one in enumerate(self._steered):
             for edit, rows in one.changes:
                 if edit.site == site:
-                    edit.apply(value[0, rows])
-            own = value[0, one.span]
+                    edit.apply(changed[0, rows])
+            own = changed[0, one.span]
             overflowed = (own.abs() <= LIMIT).all().logical_not()  # NaN is not <= anything
             own.masked_fill_(overflowed, 0)
             self._overflowed[index] |= overflowed
-        return value
+        return changed.view(value.shape)
 
     def overflowed(self) -> list[bool]:
         """For each steered request, whether its activations passed `LIMIT`."""

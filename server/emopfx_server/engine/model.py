@@ -20,6 +20,7 @@ from emopfx_server import tiny
 
 PREFERRED_HOOK_POINTS = ("input_layernorm.output", "post_attention_layernorm.output")
 _RANDOM = "random:"
+_PROBE_TOKENS = 13  # as many as no model has heads, so that heads in place of tokens are not taken for them
 
 
 class ModelError(Exception):
@@ -33,7 +34,7 @@ class Site:
     Attributes:
         layer: The layer's index.
         hook_point: The module's path inside the layer plus ``.input`` or ``.output``.
-        width: The size of the last axis there.
+        width: How many numbers it holds for a token, those of all heads together.
         order: When the forward pass reaches it, counted over the whole model; reads must follow this order.
     """
 
@@ -58,6 +59,7 @@ class LoadedModel:
         envoy: nnsight's view of ``model``.
         layers_path: Where the list of layers is in ``model``, such as ``model.layers``.
         sites: Every place that can be read, by layer and then hook point.
+        unreadable: The hook points that don't hold one row per token, or run more than once in a layer.
     """
 
     name: str
@@ -67,6 +69,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     layers_path: str
     sites: list[dict[str, Site]]
+    unreadable: list[str]
 
     @property
     def dtype(self) -> str:
@@ -133,12 +136,18 @@ def load(name: str, *, revision: str | None = None, dtype: str = "auto") -> Load
             source = str(tiny.path()) if name == "tiny" else name
             model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split()).partition(" Model type should be one of")[0]  # hundreds of names follow
-        raise ModelError(f"cannot load model {name!r}: {reason}") from error
-    model = model.to(device).eval().requires_grad_(False)
-    path, sites = find_sites(model)
-    return LoadedModel(name, revision, model, NNsight(model), tokenizer, path, sites)
+        model = model.to(device).eval().requires_grad_(False)
+        path, sites, unreadable = find_sites(model)
+    except ModelError:
+        raise
+    except Exception as error:  # of any kind: what a config or a file holds is taken as it is, and stumbled on
+        raise ModelError(f"cannot load model {name!r}: {_reason(error)}") from error
+    return LoadedModel(name, revision, model, NNsight(model), tokenizer, path, sites, unreadable)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()).partition(" Model type should be one of")[0]  # hundreds of names follow
+    return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _random(
@@ -163,7 +172,10 @@ def _random(
 
 def _read_config(source: str, revision: str | None) -> PretrainedConfig:
     if Path(source).is_file():
-        return AutoConfig.for_model(**json.loads(Path(source).read_text()))
+        content = json.loads(Path(source).read_text())
+        if not isinstance(content, dict) or "model_type" not in content:
+            raise ValueError("the config is no JSON object with a model_type")
+        return AutoConfig.for_model(**content)
     return AutoConfig.from_pretrained(source, revision=revision)
 
 
@@ -175,14 +187,15 @@ def _torch_dtype(dtype: str, config: PretrainedConfig) -> torch.dtype:
     return found
 
 
-def find_sites(model: PreTrainedModel) -> tuple[str, list[dict[str, Site]]]:
+def find_sites(model: PreTrainedModel) -> tuple[str, list[dict[str, Site]], list[str]]:
     """Find the list of layers and every place inside them that holds one row per token.
 
     A short forward pass tells which modules run, in which order, and what shapes they take and give. A module that runs
-    more than once in a layer is no one place, and is left out.
+    more than once in a layer is no one place, and is left out. Rows that are parted by heads count as one.
 
     Returns:
-        The path of the list of layers, and each layer's sites by hook point, in execution order.
+        The path of the list of layers; each layer's sites by hook point, in execution order; and the hook points that
+        are left out in every layer.
 
     Raises:
         ModelError: When no list of modules is as long as the config's number of layers.
@@ -191,17 +204,19 @@ def find_sites(model: PreTrainedModel) -> tuple[str, list[dict[str, Site]]]:
     path = _layers_path(model, config.num_hidden_layers)
     sites: list[dict[str, Site]] = [{} for _ in range(config.num_hidden_layers)]
     repeated: set[tuple[int, str]] = set()
-    tokens = 3
+    others: dict[str, None] = {}
     order = 0
 
     def record(layer: int, hook_point: str, value: Any) -> None:
         nonlocal order
         tensor = first_tensor(value)
-        if tensor is not None and tensor.dim() == 3 and tensor.shape[:2] == (1, tokens):
-            if hook_point in sites[layer]:
-                repeated.add((layer, hook_point))
-            sites[layer][hook_point] = Site(layer, hook_point, tensor.shape[-1], order)
-            order += 1
+        if tensor is None or tensor.dim() < 3 or tensor.shape[:2] != (1, _PROBE_TOKENS):
+            others[hook_point] = None
+            return
+        if hook_point in sites[layer]:
+            repeated.add((layer, hook_point))
+        sites[layer][hook_point] = Site(layer, hook_point, tensor.shape[2:].numel(), order)
+        order += 1
 
     handles = []
     for index, layer in enumerate(model.get_submodule(path)):
@@ -218,13 +233,19 @@ def find_sites(model: PreTrainedModel) -> tuple[str, list[dict[str, Site]]]:
             )
     try:
         with torch.no_grad():
-            model(torch.zeros(1, tokens, dtype=torch.long, device=model.device))
+            model(torch.zeros(1, _PROBE_TOKENS, dtype=torch.long, device=model.device))
     finally:
         for handle in handles:
             handle.remove()
     for layer, hook_point in repeated:
         del sites[layer][hook_point]
-    return path, sites
+        others[hook_point] = None
+    return path, sites, [name for name in others if not any(name in found for found in sites)]
+
+
+def rows_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of a site's tensor, ``[tokens, width]``, those of all heads side by side."""
+    return tensor[0].flatten(1)
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""What the engine is asked, and what it answers; an answer that was committed can be read again."""
+"""What the engine is asked, and what it answers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from emopfx_server.engine.capture import CaptureSpec
 from emopfx_server.engine.interventions import Edit
 from emopfx_server.engine.sampling import SamplingParams, TokenLogprob
-from emopfx_server.engine.writer import METADATA, FileEntry, describe, read_record
+from emopfx_server.engine.writer import Committed, FileEntry
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Answer:
         completion_tokens: How many tokens were generated, the end-of-text token among them.
         seed: The seed its tokens were drawn with.
         created: When it was done, in Unix seconds.
-        logprobs: The generated tokens' log probabilities, if they were asked for.
+        logprobs: The log probabilities of the tokens that the text is made of, if they were asked for.
         prompt_logprobs: Those of the prompt's tokens from the second on, if they were asked for.
     """
 
@@ -90,10 +90,7 @@ class Outcome:
     replayed: bool
 
 
-def recall(folder: Path) -> Outcome | None:
-    """What was committed in ``folder``, or None."""
-    record = read_record(folder)
-    if record is None:
-        return None
-    files: list[FileEntry] = [*record["files"], describe(folder / METADATA)]
-    return Outcome(Answer(**record["answer"]), record, files, replayed=True)
+def outcome_of(committed: Committed) -> Outcome:
+    """What a folder tells of the request whose files it holds."""
+    answer = Answer(**committed.record["answer"])
+    return Outcome(answer, committed.record, committed.files, replayed=committed.found)

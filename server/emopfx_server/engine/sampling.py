@@ -55,7 +55,7 @@ class Sampler:
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
         self.penalizes = bool(params.frequency_penalty or params.presence_penalty)
-        self._random = random.Random(params.seed)
+        self._random = random.Random(params.seed % 2**64)  # which alone would take -1 for 1
         self._counts: Counter[int] = Counter()
 
     @property

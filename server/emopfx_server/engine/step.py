@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from emopfx_server.engine.capture import Layout, Slab
 from emopfx_server.engine.interventions import Rewrite
-from emopfx_server.engine.model import LoadedModel, Site, first_tensor
+from emopfx_server.engine.model import LoadedModel, Site, first_tensor, rows_of
 
 
 class Step:
@@ -73,7 +73,7 @@ class Step:
                     tensor = rewrite.apply(site, tensor)
                     setattr(module, side, (tensor, *value[1:]) if isinstance(value, tuple) else tensor)
                 if rows is not None:
-                    rows.copy_(tensor[0])
+                    rows.copy_(rows_of(tensor))
             output = save(tracer.result)
         return output
 
@@ -99,7 +99,7 @@ class Step:
     def _read(self, site: Site, value: Any) -> None:
         tensor = first_tensor(value)
         assert tensor is not None
-        self._reads[site].copy_(tensor[0])
+        self._reads[site].copy_(rows_of(tensor))
 
     def _module(self, site: Site) -> tuple[Any, str]:
         """The module that nnsight reads for a site, and which side of it."""
