@@ -16,8 +16,8 @@ BUILD_IMAGE ?= $(shell docker info >/dev/null 2>&1 && echo docker build || echo 
 demo: $(VENV)/.installed  ## the whole pipeline on the built-in model, with nothing but this machine
 	$(BIN)/emopfx run -f manifests/experiments/demo.yaml
 
-test: $(VENV)/.installed-dev  ## every test that needs no cluster, the slow ones too
-	$(BIN)/python -m pytest -m "not e2e"
+test: $(VENV)/.installed-dev  ## every test that needs no cluster, the slow ones too, by two processes
+	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## ruff (with docstring rules) and mypy strict
 	$(BIN)/ruff check .

@@ -148,18 +148,18 @@ def gate(service: str) -> Iterator[Gate]:
             return reply.status, {**kept, "Content-Length": length}, content
 
         def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
-            self.send_response(status)
-            for key, value in {"Content-Length": str(len(content)), **headers}.items():
-                self.send_header(key, value)
-            self.end_headers()
+            length = str(len(content))
             with control.lock:
                 breaks = self.command == "GET" and status in (200, 206) and control.broken > 0
                 control.broken -= breaks
-            if breaks:
-                content, self.close_connection = content[: len(content) // 2], True
-            with control.lock:
-                # Before the client has them: it may look at once.
+                if breaks:
+                    content, self.close_connection = content[: len(content) // 2], True
+                # Before the client has anything of it: it may look at once.
                 control.received += len(content) * (self.command == "GET")
+            self.send_response(status)
+            for key, value in {"Content-Length": length, **headers}.items():
+                self.send_header(key, value)
+            self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)
 
