@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emopfx_server.engine.model import LoadedModel, load
-from tests.bench.throughput import HERE, Job, machine, make_jobs, over_http, timed
+from tests.bench.throughput import HERE, Job, client, machine, make_jobs, timed
 from tests.server.serving import serve
 
 SHAPES = ("qwen3-0.6b", "qwen2.5-7b")
@@ -87,10 +87,14 @@ def static(loaded: LoadedModel, jobs: list[Job]) -> dict[str, Way]:
 @contextmanager
 def served(config: str, jobs: list[Job]) -> Iterator[dict[str, Way]]:
     """The ways that ask a server, which is gone at the end, and its memory free again."""
-    with tempfile.TemporaryDirectory() as scratch, serve(config, Path(scratch) / "data") as server:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        serve(config, Path(scratch) / "data") as server,
+        client(server.url) as over_http,
+    ):
         yield {
-            "server": lambda: over_http(server.url, jobs, capture=False),
-            "server, full capture": lambda: over_http(server.url, jobs, capture=True),
+            "server": lambda: over_http(jobs, False),
+            "server, full capture": lambda: over_http(jobs, True),
         }
 
 

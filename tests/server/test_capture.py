@@ -23,7 +23,7 @@ def fill(capture: Capture, start: int, stop: int) -> None:
     for rows in slab.values():
         rows.fill_(-1)
         rows[:, 2 : 2 + stop - start] = torch.arange(start, stop)[None, :, None]
-    capture.take(slab, layout, 2, start, [100 + position for position in range(start, stop)])
+    capture.take(slab, layout, range(2, 2 + stop - start), start, [100 + position for position in range(start, stop)])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def capture() -> Capture:
     capture = Capture(CaptureSpec(layout, torch.float32, "all"), 2, 1)
     slab = layout.allocate(2, torch.float32, "cpu")
     slab[4].fill_(1.5)
-    capture.take(slab, layout, 0, 0, [7, 8])
+    capture.take(slab, layout, [0, 1], 0, [7, 8])
     return capture
 
 

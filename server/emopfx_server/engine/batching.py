@@ -24,7 +24,7 @@ from transformers.generation.continuous_batching.input_outputs import Continuous
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 from transformers.generation.continuous_batching.requests import FutureRequestState, GenerationOutput, RequestState
 
-from emopfx_server.engine.capture import union_of
+from emopfx_server.engine.capture import Reading
 from emopfx_server.engine.interventions import Rewrite
 from emopfx_server.engine.model import LoadedModel, ModelError
 from emopfx_server.engine.progress import Progress
@@ -121,11 +121,13 @@ class Batching:
             if admitted is None:
                 raise BatchingError("the engine has stopped")
             output = await done
-            if sequence.capture is not None and self._splitter.last is not None:
-                # Shielded: it is the other requests' too. What this one needs was begun before it was done.
-                await asyncio.shield(asyncio.wrap_future(self._splitter.last))
+            if sequence.capture is not None:
+                # Shielded: what is handed over next waits for it.
+                await asyncio.shield(asyncio.wrap_future(self._splitter.finish(sequence.capture)))
         except asyncio.CancelledError:
             self._give_up(name)
+            if sequence.capture is not None:
+                self._splitter.drop(sequence.capture)
             raise
         finally:
             del self._sequences[name]
@@ -156,14 +158,16 @@ class Batching:
         if asked:
             keep_logits(batch_data, asked)
         wanted = [span for span in spans if wants(span)]
-        layouts = frozenset(span.sequence.capture.spec.layout for span in wanted if span.sequence.capture)
-        layout = union_of(layouts) if layouts else None
+        specs = [span.sequence.capture.spec for span in wanted if span.sequence.capture]
+        reading = Reading.of(specs, self._loaded.model.dtype) if specs else None
         changes = {span.sequence: change for span in spans if (change := steered(span))}
         rewrite = Rewrite(list(changes.values()), output_ids.device) if changes else None
-        logits, slab = self._step(batch_data, layout, rewrite)
-        if layout is not None:
+        tokens = batch_data["input_ids"].shape[1]
+        reads = self._splitter.room(reading, tokens) if reading else {}
+        logits = self._step(batch_data, reading.layout if reading else None, reads, rewrite)
+        if reading is not None:
             token_ids = batch_data["input_ids"][0].tolist()
-            self._splitter.split(slab, layout, [part for span in wanted if (part := share(span, token_ids))])
+            self._splitter.note(tokens, [part for span in wanted if (part := share(span, token_ids))])
         if "logits_to_keep" not in batch_data:
             logits = logits[:, batch_data["logits_indices"]]
         if rewrite is not None:

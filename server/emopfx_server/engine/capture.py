@@ -98,6 +98,30 @@ class CaptureSpec:
         return self.capacity(prompt_tokens, max_tokens) * self.layout.row_bytes(self.dtype)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a step reads for all of its requests.
+
+    Attributes:
+        layout: The sites.
+        dtype: The data type that their rows are read into.
+    """
+
+    layout: Layout
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, specs: Sequence[CaptureSpec], dtype: torch.dtype) -> "Reading":
+        """What is read for these requests, at least one, from a model of data type ``dtype``.
+
+        A smaller type that all of them store is read into at once: the fewer bytes are copied, the sooner they are.
+        """
+        stored = {spec.dtype for spec in specs}
+        common = stored.pop() if len(stored) == 1 else dtype
+        layout = union_of(frozenset(spec.layout for spec in specs))
+        return cls(layout, common if common.itemsize < dtype.itemsize else dtype)
+
+
 def position_ranges(positions: Positions, prompt_tokens: int, max_tokens: int) -> list[tuple[int, int]]:
     """The half-open ranges of token positions that are meant, in order and apart from each other."""
     total = prompt_tokens + max_tokens - 1  # the last generated token never passes through the model
@@ -166,22 +190,22 @@ class Capture:
         """Whether any of ``tokens`` tokens, the first at ``position``, is to be kept."""
         return any(True for _ in self._kept(position, tokens))
 
-    def take(self, slab: Slab, layout: Layout, row: int, position: int, token_ids: Sequence[int]) -> None:
-        """Copy this request's rows out of a step's slab.
+    def take(self, slab: Slab, layout: Layout, rows: Sequence[int], position: int, token_ids: Sequence[int]) -> None:
+        """Copy this request's rows out of a slab. From a GPU they come by way of pinned memory.
 
         Args:
-            slab: The step's slab, in host memory.
+            slab: The slab.
             layout: What the slab holds; at least this request's sites.
-            row: Where this request's span starts in the slab.
-            position: The position of the span's first token in its sequence.
-            token_ids: The span's tokens.
+            rows: Which of its rows are this request's, in the sequence's order.
+            position: The position of the first one's token in the sequence.
+            token_ids: Their tokens.
         """
         for start, stop in self._kept(position, len(token_ids)):
             if self._only_last:
                 self.token_ids.clear()
                 self.positions.clear()
             offset = start - position
-            self._copy(slab, layout, slice(row + offset, row + stop - position))
+            self._copy(slab, layout, rows[offset : stop - position])
             self.token_ids.extend(token_ids[offset : stop - position])
             self.positions.extend(range(start, stop))
         self._seen = max(self._seen, position + len(token_ids))
@@ -198,14 +222,15 @@ class Capture:
         clipped = ((max(start, first), min(stop, last)) for start, stop in self._ranges)
         return [(start, stop) for start, stop in clipped if start < stop]
 
-    def _copy(self, slab: Slab, layout: Layout, span: slice) -> None:
-        filled = slice(self.rows, self.rows + span.stop - span.start)
-        if layout is self.spec.layout:
-            for width, rows in slab.items():
-                self._buffer[width][:, filled].copy_(rows[:, span])
-        else:
-            for width, indices in _indices(self.spec.layout, layout).items():
-                self._buffer[width][:, filled].copy_(slab[width][indices, span])
+    def _copy(self, slab: Slab, layout: Layout, rows: Sequence[int]) -> None:
+        filled = slice(self.rows, self.rows + len(rows))
+        together = rows[-1] - rows[0] + 1 == len(rows)  # and then they need not be gathered
+        chosen = slice(rows[0], rows[-1] + 1) if together else list(rows)
+        for width, sites in _indices(self.spec.layout, layout).items():
+            found = slab[width][:, chosen]
+            if layout is not self.spec.layout:
+                found = found[sites]
+            self._buffer[width][:, filled].copy_(_on_host(found))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What goes into the file: a tensor ``[rows, width]`` per site, ``token_ids`` and ``positions``, ``[rows]``."""
@@ -214,3 +239,7 @@ class Capture:
         tensors["token_ids"] = torch.tensor(self.token_ids, dtype=torch.int64)
         tensors["positions"] = torch.tensor(self.positions, dtype=torch.int64)
         return tensors
+
+
+def _on_host(rows: torch.Tensor) -> torch.Tensor:
+    return rows if rows.device.type == "cpu" else torch.empty_like(rows, device="cpu", pin_memory=True).copy_(rows)

@@ -29,7 +29,7 @@ from emopfx_server.engine.requests import Answer, Outcome, Request, Target, outc
 from emopfx_server.engine.sampling import Sampler
 from emopfx_server.engine.spans import Sequence
 from emopfx_server.engine.text import Decoding, cut, row_texts, within
-from emopfx_server.engine.writer import Committed, commit
+from emopfx_server.engine.writer import Committed, commit, give_way
 from emopfx_server.metrics import Metrics
 from emopfx_server.schemas import ApiError
 
@@ -71,7 +71,7 @@ class Engine:
         self.draining = False
         self._disk_floor = disk_floor
         self._batching = Batching(loaded, max_batch_size, self.metrics.step_seconds.observe)
-        self._writers = ThreadPoolExecutor(writers, thread_name_prefix="writer")
+        self._writers = ThreadPoolExecutor(writers, thread_name_prefix="writer", initializer=give_way)
         self._watch()
 
     @property

@@ -1,17 +1,27 @@
-"""Splitting a step's rows between its requests, in a thread of its own while the next step computes."""
+"""Handing steps' rows to their requests, in a thread of its own while later steps compute.
 
-from collections.abc import Callable, Sequence
+Rows of several steps are gathered in one slab before they are handed over: to hand over one row at a time would keep
+the interpreter from the step that computes.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from emopfx_server.engine.capture import Capture, Layout, Slab
+from emopfx_server.engine.capture import Capture, Reading, Slab
+from emopfx_server.engine.model import Site
+
+SLAB_ROWS = 512
+"""How many rows a slab has; a step that has more gets one of its own."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A request's part of a step's rows; see `Capture.take`."""
+    """A request's part of a step's rows: those from ``row``, whose tokens stand from ``position`` in its sequence."""
 
     capture: Capture
     row: int
@@ -19,55 +29,107 @@ class Share:
     token_ids: Sequence[int]
 
 
+@dataclass
+class _Run:
+    """Rows of a slab that are one request's, and follow one another in its sequence; see `Capture.take`."""
+
+    rows: list[int]
+    position: int
+    token_ids: list[int]
+
+
+@dataclass
+class _Window:
+    """A slab that steps read into, one after the other."""
+
+    reading: Reading
+    slab: Slab
+    room: int
+    filled: int = 0
+
+
 class Splitter:
-    """Hands steps' rows to their requests, in order. At most one step waits for it, so memory stays bounded.
+    """Hands rows over in order. At most one slab waits for it while the next is filled, so memory stays bounded.
 
     Args:
         device: Where the rows are. From a GPU they are copied to pinned memory, on a stream beside the computation's.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.last: Future[None] | None = None
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._device = device
+        self._window: _Window | None = None
+        self._runs: dict[Capture, list[_Run]] = {}
+        self._last: Future[None] | None = None
+        self._lock = threading.Lock()  # a request comes for its rows from another thread than steps do
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="splitter")
+        on_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._read = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
 
-    def split(self, slab: Slab, layout: Layout, shares: Sequence[Share]) -> None:
-        """Split a step's slab.
+    def room(self, reading: Reading, rows: int) -> Mapping[Site, torch.Tensor]:
+        """Where a step is to read its rows into: for each site a tensor ``[rows, width]``.
 
         Raises:
-            Exception: What went wrong with the step before.
+            Exception: What went wrong when rows were handed over.
         """
-        if self.last is not None:
-            self.last.result()
-        fetch = (lambda: slab) if self._stream is None else _start_copy(slab, self._stream)
-        self.last = self._thread.submit(_split, fetch, layout, shares)
+        window = self._window
+        if window is None or window.reading != reading or window.room - window.filled < rows:
+            window = self._open(reading, max(rows, SLAB_ROWS))
+        here = slice(window.filled, window.filled + rows)
+        return {site: reading.layout.view(window.slab, site)[here] for site in reading.layout.sites}
+
+    def note(self, rows: int, shares: Sequence[Share]) -> None:
+        """Say whose the rows are that a step has read into its room."""
+        window = self._window
+        assert window is not None
+        with self._lock:
+            for share in shares:
+                first = window.filled + share.row
+                runs = self._runs.setdefault(share.capture, [])
+                if not runs or share.position != runs[-1].position + len(runs[-1].token_ids):
+                    runs.append(_Run([], share.position, []))
+                runs[-1].rows.extend(range(first, first + len(share.token_ids)))
+                runs[-1].token_ids.extend(share.token_ids)
+            window.filled += rows
+            if self._read is not None:
+                self._read.record()
+
+    def finish(self, capture: Capture) -> Future[None]:
+        """Begin to hand over what is left of a request's rows. The future tells when it has all of them."""
+        with self._lock:
+            return self._hand_over({capture: self._runs.pop(capture, [])})
+
+    def drop(self, capture: Capture) -> None:
+        """Forget the rows of a request that was given up."""
+        with self._lock:
+            self._runs.pop(capture, None)
 
     def stop(self) -> None:
         """End the thread."""
         self._thread.shutdown()
 
+    def _open(self, reading: Reading, rows: int) -> _Window:
+        if self._last is not None:
+            self._last.result()
+        with self._lock:
+            runs, self._runs = self._runs, {}
+            self._hand_over(runs)
+            slab = reading.layout.allocate(rows, reading.dtype, self._device)
+            self._window = _Window(reading, slab, rows)
+            return self._window
 
-def _split(fetch: Callable[[], Slab], layout: Layout, shares: Sequence[Share]) -> None:
-    slab = fetch()
-    for share in shares:
-        share.capture.take(slab, layout, share.row, share.position, share.token_ids)
+    def _hand_over(self, runs: dict[Capture, list[_Run]]) -> Future[None]:
+        self._last = self._thread.submit(self._take, self._last, self._window, runs)
+        return self._last
 
-
-def _start_copy(slab: Slab, stream: torch.cuda.Stream) -> Callable[[], Slab]:
-    """Begin to copy a slab to the host; the call that is returned waits until it is there."""
-    stream.wait_stream(torch.cuda.current_stream(stream.device))
-    with torch.cuda.stream(stream):
-        host = {
-            width: torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
-            for width, rows in slab.items()
-        }
-        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        copied.record(stream)
-    for rows in slab.values():
-        rows.record_stream(stream)  # its memory is given to nobody else before it is copied
-
-    def fetch() -> Slab:
-        copied.synchronize()
-        return host
-
-    return fetch
+    def _take(self, before: Future[None] | None, window: _Window | None, runs: dict[Capture, list[_Run]]) -> None:
+        if before is not None:
+            before.result()  # whoever waits for rows hears of it when some were lost
+        if window is None:
+            return
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            if self._stream is not None and self._read is not None:
+                self._stream.wait_event(self._read)
+            for capture, own in runs.items():
+                for run in own:
+                    capture.take(window.slab, window.reading.layout, run.rows, run.position, run.token_ids)

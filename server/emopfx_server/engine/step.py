@@ -4,13 +4,14 @@ Where rows are rewritten, the step is an nnsight trace. Where they are only read
 Envoy names do the same for less: a trace hands control back and forth at every read.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from nnsight import save
 from torch.utils.hooks import RemovableHandle
 
-from emopfx_server.engine.capture import Layout, Slab
+from emopfx_server.engine.capture import Layout
 from emopfx_server.engine.interventions import Rewrite
 from emopfx_server.engine.model import LoadedModel, Site, first_tensor, rows_of
 
@@ -29,27 +30,26 @@ class Step:
         self._modules: dict[Site, tuple[Any, str]] = {}
         self._hooked: Layout | None = None
         self._hooks: list[RemovableHandle] = []
-        self._reads: dict[Site, torch.Tensor] = {}
+        self._reads: Mapping[Site, torch.Tensor] = {}
 
     def __call__(
-        self, batch: dict[str, Any], layout: Layout | None, rewrite: Rewrite | None = None
-    ) -> tuple[torch.Tensor, Slab]:
+        self,
+        batch: dict[str, Any],
+        layout: Layout | None,
+        reads: Mapping[Site, torch.Tensor],
+        rewrite: Rewrite | None = None,
+    ) -> torch.Tensor:
         """Run one step.
 
         Args:
             batch: The forward pass's keyword arguments; ``input_ids`` is ``[1, tokens]``.
             layout: The sites to read, or None for none. They are read after they are rewritten.
+            reads: Where they are read into, ``[tokens, width]`` for each site.
             rewrite: What is rewritten, or None for nothing.
 
         Returns:
-            The logits, ``[1, tokens or requests, vocabulary]``, and the slab on the model's device, ``tokens`` rows per
-            site.
+            The logits, ``[1, tokens or requests, vocabulary]``.
         """
-        slab: Slab = {}
-        reads: dict[Site, torch.Tensor] = {}
-        if layout is not None:
-            slab = layout.allocate(batch["input_ids"].shape[1], self._model.dtype, self._model.device)
-            reads = {site: layout.view(slab, site) for site in layout.sites}
         if rewrite is None:
             self._hook(layout)
             self._reads = reads
@@ -57,9 +57,10 @@ class Step:
         else:
             self._hook(None)
             output = self._trace(batch, reads, rewrite)
-        return output.logits, slab
+        logits: torch.Tensor = output.logits
+        return logits
 
-    def _trace(self, batch: dict[str, Any], reads: dict[Site, torch.Tensor], rewrite: Rewrite) -> Any:
+    def _trace(self, batch: dict[str, Any], reads: Mapping[Site, torch.Tensor], rewrite: Rewrite) -> Any:
         rewritten = rewrite.sites(self._layer_outputs)
         # nnsight takes reads and writes in execution order only.
         sites = sorted(rewritten | reads.keys(), key=lambda site: site.order)

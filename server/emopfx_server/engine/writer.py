@@ -6,6 +6,8 @@ import json
 import os
 import secrets
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 """What the system says of a folder that can't be renamed to where something else is."""
 
 _PARTIAL = ".partial"
+_NICENESS = 10  # a tenth of a core is always left to a thread this nice
 _STALE_SECONDS = 3600  # far longer than it takes to write a file: a partial folder's time is that of its last one
 
 
@@ -129,6 +132,12 @@ def sweep(root: Path) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
         if METADATA in files:
             folders.clear()  # nothing is written under what was committed
+
+
+def give_way() -> None:
+    """Have the calling thread write when the forward pass leaves a core free: all of its threads wait for the last."""
+    if sys.platform == "linux":  # where threads have priorities of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def describe(path: Path) -> FileEntry:
