@@ -9,7 +9,8 @@ import torch
 from scipy.stats import rankdata
 
 from emopfx.analysis import inference, logistic
-from emopfx.analysis.logistic import Curvature, Problems
+from emopfx.analysis.curvature import Curvature, Features
+from emopfx.analysis.logistic import Problems
 from emopfx.analysis.schema import Estimate
 from emopfx.analysis.tasks import Floats, Ints, Task
 
@@ -104,9 +105,9 @@ def assign_folds(question: Ints, folds: int, seed: int) -> Ints:
     return np.asarray(np.random.default_rng(seed).permutation(len(codes))[place] % min(folds, len(codes)))
 
 
-def curvature_of(rows: Floats, c: float) -> Curvature:
-    """Return what all tasks on rows `[n, width]`, or on parts of them, can share."""
-    return Curvature(_on_device(rows), c)
+def features_of(rows: Floats) -> Features:
+    """Standardise rows, `[n, width]`, on the GPU where there is one."""
+    return Features.of(_on_device(rows))
 
 
 def _on_device(values: npt.NDArray[Any]) -> torch.Tensor:
@@ -114,7 +115,7 @@ def _on_device(values: npt.NDArray[Any]) -> torch.Tensor:
 
 
 def cross_validate(
-    rows: Floats, question: Ints, fold: Ints, task: Task, c: float, seed: int, curvature: Curvature
+    features: Features, question: Ints, fold: Ints, task: Task, c: float, seed: int, curvature: Curvature
 ) -> Held:
     """Train and score a task, all at once: each fold, its control with shuffled labels, and all rows.
 
@@ -122,13 +123,13 @@ def cross_validate(
     activations can't know. Here these are the labels of each question in another order.
 
     Args:
-        rows: Features, `[n, width]`.
+        features: The rows of the task, `[n, width]`.
         question: The question of each row, `[n]`.
         fold: The fold of each row (see `assign_folds`); at least two.
         task: The task.
         c: The inverse of the penalty's strength, as in scikit-learn.
         seed: Of the shuffling.
-        curvature: Of the rows, or of those they are a part of (see `curvature_of`).
+        curvature: Of the rows, or of those they are a part of.
     """
     count = int(fold.max()) + 1
     shuffled = shuffle_within(task.labels, question, np.random.default_rng(seed))
@@ -141,7 +142,7 @@ def cross_validate(
         classes=len(task.classes),
         c=c,
     )
-    fits = logistic.fit(_on_device(rows), problems, curvature)
+    fits = logistic.fit(features, problems, curvature)
     logits, at = fits.logits.cpu().numpy(), fold[None, None, :]
     return Held(
         task=task,

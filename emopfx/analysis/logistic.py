@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from emopfx.analysis.curvature import Curvature, Features, moments
+
 # Held-out accuracy no longer moves at a mean loss this flat.
 TOLERANCE = 1e-4
 MAX_STEPS = 200
 HISTORY = 8
 HALVINGS = 20
-GRAM_BLOCK = 512
 
-Pairs = deque[tuple[Tensor, Tensor]]
+Steps = deque[tuple[Tensor, Tensor, Tensor]]
+"""Of the last steps: how the parameters moved, how the gradient turned, and that divided by the curvature."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Fits:
     logits: Tensor
 
 
-def fit(rows: Tensor, problems: Problems, curvature: "Curvature") -> Fits:
+def fit(features: Features, problems: Problems, curvature: Curvature) -> Fits:
     """Fit all problems.
 
     Features are standardised by each problem's training rows; the bias is not penalised. L-BFGS (Liu & Nocedal 1989)
@@ -65,53 +67,38 @@ def fit(rows: Tensor, problems: Problems, curvature: "Curvature") -> Fits:
     Newton's along its direction, halved until the objective falls enough. A problem that has arrived leaves the others.
 
     Args:
-        rows: Features, `[n, width]`.
+        features: The rows.
         problems: What to fit to them.
         curvature: Of these rows, or of those they are a part of.
     """
-    rows, centre, scale = _standardise(rows)
-    data, loss = _Standardised.of(rows, problems), _Loss.of(rows, problems)
-    found = _minimise(data, loss, curvature, problems.columns)
-    weights, bias = data.unscaled(found)
-    logits = _times(weights, rows) + bias.unsqueeze(-1)
-    weights = weights * scale
-    return Fits(weights, bias - weights @ centre, logits)
+    data, loss = _Standardised.of(features.rows, problems), _Loss.of(features.rows, problems)
+    found, logits = _minimise(data, loss, curvature, problems.columns)
+    return Fits(*features.unscaled(*data.unscaled(found)), logits)
 
 
-def _standardise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows of mean 0 and deviation 1, with the means and the factors that make them so.
-
-    The mean is taken twice: of a feature far from zero, float32 finds it only roughly the first time.
-    """
-    centre = rows.mean(0)
-    moved = rows - centre
-    rest = moved.mean(0)
-    moved -= rest
-    deviation = moved.square().mean(0).sqrt()
-    # A feature that varies by no more than float32 rounds says nothing: its weight is zero.
-    scale = torch.where(deviation > 1e-7 * centre.abs(), 1 / deviation, 0)
-    return moved.mul_(scale), centre + rest, scale
-
-
-def _minimise(data: "_Standardised", loss: "_Loss", curvature: "Curvature", columns: int) -> Tensor:
-    """Return each problem's parameters, `[problems, columns, width + 1]`; the last is the bias."""
+def _minimise(data: "_Standardised", loss: "_Loss", curvature: Curvature, columns: int) -> tuple[Tensor, Tensor]:
+    """Return each problem's parameters, `[problems, columns, width + 1]`, the last being the bias, and its logits."""
     rows, count = data.rows, len(loss.weight)
-    arrived = rows.new_zeros(count, columns, rows.shape[1] + 1)
     place = torch.arange(count, device=rows.device)
-    parameters, logits = torch.zeros_like(arrived), rows.new_zeros(count, columns, len(rows))
+    parameters, logits = rows.new_zeros(count, columns, rows.shape[1] + 1), rows.new_zeros(count, columns, len(rows))
+    arrived = parameters.clone(), logits.clone()
     value, gradient = loss.value(logits), data.gradient(loss.residuals(logits))
     stuck = torch.zeros_like(value, dtype=torch.bool)
-    steps: Pairs = deque(maxlen=HISTORY)
+    steps: Steps = deque(maxlen=HISTORY)
     for _ in range(MAX_STEPS):
         going = (gradient.abs().amax((1, 2)) > TOLERANCE) & ~stuck
         if not going.all():
-            arrived[place] = parameters
+            arrived[0][place], arrived[1][place] = parameters, logits
             if not going.any():
                 return arrived
             data, loss, place = data.kept(going), loss.kept(going), place[going]
             parameters, logits, value, gradient = (t[going] for t in (parameters, logits, value, gradient))
-            steps = deque(((moved[going], turned[going]) for moved, turned in steps), maxlen=HISTORY)
-        direction = -_inverse_hessian(gradient, steps, curvature)
+            steps = deque(((a[going], b[going], c[going]) for a, b, c in steps), maxlen=HISTORY)
+        solved = curvature.solve(gradient)
+        if steps:
+            moved, turned, before = steps.pop()
+            steps.append((moved, turned, solved - before))
+        direction = -_inverse_hessian(gradient, solved, steps)
         change = data.logits(direction)
         penalty = loss.penalty(parameters, direction)
         slope = _dot(gradient, direction)
@@ -127,30 +114,31 @@ def _minimise(data: "_Standardised", loss: "_Loss", curvature: "Curvature", colu
         moved = _spread(length) * direction
         parameters, logits, value, stuck = parameters + moved, reached, found, length == 0
         new = data.gradient(loss.residuals(logits)) + loss.penalty_gradient(parameters)
-        steps.append((moved, new - gradient))
+        steps.append((moved, new - gradient, solved))  # until the new gradient is divided too
         gradient = new
-    arrived[place] = parameters
+    arrived[0][place], arrived[1][place] = parameters, logits
     return arrived
 
 
-def _inverse_hessian(gradient: Tensor, steps: Pairs, curvature: "Curvature") -> Tensor:
-    """Return the inverse Hessian times the gradient, as the last steps tell it (two-loop recursion)."""
-    result = gradient
+def _inverse_hessian(gradient: Tensor, solved: Tensor, steps: Steps) -> Tensor:
+    """Return the inverse Hessian times the gradient, as the last steps tell it (two-loop recursion).
+
+    Division by the curvature is linear, so that it is done once a step, and here only summed up: `solved` is the
+    gradient's.
+    """
     factors = []
-    for moved, turned in reversed(steps):
+    for moved, turned, turned_solved in reversed(steps):
         bend = _dot(moved, turned).clamp_min(1e-30)
-        factor = _dot(moved, result) / bend
-        result = result - _spread(factor) * turned
+        factor = _dot(moved, gradient) / bend
+        gradient, solved = gradient - _spread(factor) * turned, solved - _spread(factor) * turned_solved
         factors.append((bend, factor))
-    result = curvature.solve(result)
     if steps:
-        turned = steps[-1][1]
-        size = _dot(turned, curvature.solve(turned)).clamp_min(1e-30)
-        result = _spread(factors[0][0] / size) * result
-    for (moved, turned), (bend, factor) in zip(steps, reversed(factors), strict=True):
-        back = _dot(turned, result) / bend
-        result = result + _spread(factor - back) * moved
-    return result
+        _, turned, turned_solved = steps[-1]
+        solved = _spread(factors[0][0] / _dot(turned, turned_solved).clamp_min(1e-30)) * solved
+    for (moved, turned, _), (bend, factor) in zip(steps, reversed(factors), strict=True):
+        back = _dot(turned, solved) / bend
+        solved = solved + _spread(factor - back) * moved
+    return solved
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
@@ -169,11 +157,6 @@ def _spread(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-def _times(columns: Tensor, rows: Tensor) -> Tensor:
-    """Return the products of columns and rows, `[problems, columns, n]`, by one matrix product."""
-    return (columns.flatten(0, 1) @ rows.mT).reshape(*columns.shape[:2], -1)
-
-
 @dataclass(frozen=True)
 class _Standardised:
     """Rows standardised for each problem by the mean and deviation of its training rows, `[problems, 1, width]`.
@@ -188,8 +171,8 @@ class _Standardised:
     @classmethod
     def of(cls, rows: Tensor, problems: Problems) -> "_Standardised":
         share = (problems.masks / problems.masks.sum(1, keepdim=True)).to(rows)
-        mean = share @ rows
-        variance = share @ rows.square() - mean.square()
+        mean, square = moments(rows, share)
+        variance = square - mean.square()
         # A feature that doesn't vary among the training rows says nothing: its weight is zero.
         varies = variance > 1e-6 * mean.square() + 1e-12
         scale = torch.where(varies, variance.clamp_min(1e-12).rsqrt(), 0)
@@ -207,55 +190,14 @@ class _Standardised:
     def logits(self, parameters: Tensor) -> Tensor:
         """Return the logits, `[problems, columns, n]`."""
         weights, bias = self.unscaled(parameters)
-        return _times(weights, self.rows) + bias.unsqueeze(-1)
+        products = (self.rows @ weights.flatten(0, 1).mT).mT  # this way round the faster
+        return products.reshape(*bias.shape, -1) + bias.unsqueeze(-1)
 
     def gradient(self, residuals: Tensor) -> Tensor:
         """Return the gradient by the parameters, given that by the logits."""
         total = residuals.sum(-1, keepdim=True)
-        return torch.cat([(_times(residuals, self.rows.mT) - total * self.mean) * self.scale, total], -1)
-
-
-class Curvature:
-    """How rows vary together, by which L-BFGS takes its first guess at how curved the losses are.
-
-    At even odds a logistic loss is as curved as the rows vary, but for a factor: the bound of Böhning and Lindsay 1988
-    (Ann. Inst. Stat. Math. 40:641-663). With it, a few steps arrive. Problems on parts of the rows, or with other
-    penalties, share it: a guess changes how many steps there are, and not where they end.
-
-    Args:
-        rows: Features, `[n, width]`, of all rows that problems are made of.
-        c: The inverse of the penalty's strength.
-    """
-
-    def __init__(self, rows: Tensor, c: float) -> None:
-        rows, _, _ = _standardise(rows)
-        n, width = rows.shape
-        # A little more than what the float32 sums below may be wrong by.
-        self._ridge = max(8 / (c * n), 1e-5 * width)
-        # With fewer rows than features, the inverse is that of the smaller matrix (Woodbury's identity).
-        self._rows = rows if n < width else None
-        products, ridge = (_gram(rows), n * self._ridge) if n < width else (_gram(rows.mT) / n, self._ridge)
-        products.diagonal().add_(ridge)
-        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(products))
-
-    def solve(self, parameters: Tensor) -> Tensor:
-        """Divide parameters, `[problems, columns, width + 1]`, by the curvature."""
-        weights = parameters[..., :-1].flatten(0, 1)
-        if self._rows is None:
-            weights = weights @ self._inverse
-        else:
-            weights = (weights - weights @ self._rows.mT @ self._inverse @ self._rows) / self._ridge
-        return torch.cat([weights.reshape(*parameters.shape[:2], -1), parameters[..., -1:]], -1)
-
-
-def _gram(rows: Tensor) -> Tensor:
-    """Return the scalar products of all pairs of rows, `[n, n]`; each pair of blocks is multiplied once."""
-    products = rows.new_empty(len(rows), len(rows))
-    for start in range(0, len(rows), GRAM_BLOCK):
-        stop = start + GRAM_BLOCK
-        block = rows[start:stop] @ rows[start:].mT
-        products[start:stop, start:], products[start:, start:stop] = block, block.mT
-    return products
+        products = (residuals.flatten(0, 1) @ self.rows).reshape(*total.shape[:2], -1)
+        return torch.cat([(products - total * self.mean) * self.scale, total], -1)
 
 
 @dataclass(frozen=True)

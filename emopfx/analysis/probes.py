@@ -12,7 +12,8 @@ from emopfx.analysis.activation_file import Floats, Site
 from emopfx.analysis.activations import Activations
 from emopfx.analysis.answers import Answer
 from emopfx.analysis.captured import Captured
-from emopfx.analysis.crossvalidation import Held, assign_folds, cross_validate, curvature_of
+from emopfx.analysis.crossvalidation import Held, assign_folds, cross_validate, features_of
+from emopfx.analysis.curvature import Curvature
 from emopfx.analysis.design import SEED
 from emopfx.analysis.features import FeatureName
 from emopfx.analysis.parts import Part
@@ -98,7 +99,8 @@ class _Findings:
         question = np.unique([answer.question for answer in panel], return_inverse=True)[1]
         variant = np.unique([answer.variant for answer in panel], return_inverse=True)[1]
         tasks = variant_tasks([answer.variant for answer in panel], self.base, question)
-        curvature = curvature_of(rows, self.settings.c)
+        whole = features_of(rows)
+        curvature = Curvature(whole, self.settings.c)
         for task in [*tasks, correct_task([answer.correct for answer in panel], question)]:
             own, codes = rows[task.rows], np.unique(question[task.rows], return_inverse=True)[1]
             questions = len(np.unique(codes))
@@ -112,7 +114,10 @@ class _Findings:
             fold = assign_folds(codes, min(self.settings.folds, questions // least), SEED)
             if task.name == CORRECT:
                 own = centre(own, codes, variant[task.rows], fold)
-            held = cross_validate(own, codes, fold, task, self.settings.c, SEED, curvature)
+                part = features_of(own)
+            else:
+                part = whole.part(task.rows)
+            held = cross_validate(part, codes, fold, task, self.settings.c, SEED, curvature)
             self._keep(site, feature, own, held)
 
     def _keep(self, site: Site, feature: FeatureName, rows: Floats, held: Held) -> None:

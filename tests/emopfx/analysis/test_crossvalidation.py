@@ -4,7 +4,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from emopfx.analysis.crossvalidation import Held, assign_folds, cross_validate, curvature_of, shuffle_within
+from emopfx.analysis.crossvalidation import Held, assign_folds, cross_validate, features_of, shuffle_within
+from emopfx.analysis.curvature import Curvature
 from emopfx.analysis.tasks import Floats, Ints, Task, centre, correct_task, variant_tasks
 
 QUESTIONS = 50
@@ -26,7 +27,8 @@ def task(labels: Ints, classes: str) -> Task:
 
 def held_out(rows: Floats, question: Ints, task: Task, c: float = C) -> Held:
     """Cross-validate a task at one place, in five folds."""
-    return cross_validate(rows, question, assign_folds(question, 5, 0), task, c, 0, curvature_of(rows, c))
+    features = features_of(rows)
+    return cross_validate(features, question, assign_folds(question, 5, 0), task, c, 0, Curvature(features, c))
 
 
 def by_hand(rows: Floats, labels: Ints, held: Held) -> tuple[float, list[Floats]]:
@@ -179,7 +181,8 @@ def confounded(seed: int, *, variant: float, right: float, width: int) -> tuple[
     codes = np.unique(question[correct.rows], return_inverse=True)[1]
     fold = assign_folds(codes, 5, seed)
     within = centre(rows[correct.rows].astype(np.float32), codes, own[correct.rows], fold)
-    held = cross_validate(within, codes, fold, correct, 0.01, seed, curvature_of(within, 0.01))
+    features = features_of(within)
+    held = cross_validate(features, codes, fold, correct, 0.01, seed, Curvature(features, 0.01))
     return held.auc().value, held.accuracy().value - held.accuracy(shuffled=True).value
 
 
