@@ -17,7 +17,7 @@ demo: $(VENV)/.installed  ## the whole pipeline on the built-in model, with noth
 	$(BIN)/emopfx run -f manifests/experiments/demo.yaml
 
 test: $(VENV)/.installed-dev  ## every test that needs no cluster, the slow ones too, by two processes
-	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev  ## ruff (with docstring rules) and mypy strict
 	$(BIN)/ruff check .
