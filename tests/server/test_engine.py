@@ -104,12 +104,12 @@ def test_memory_does_not_grow_with_the_requests_served(tiny_server: RunningServe
         shutil.rmtree(tiny_server.data / "memory")
         return sum(sizes)
 
-    serve_some(30)
+    serve_some(80)  # until the slabs, threads and arenas that stay are there
     before = process.memory_info().rss
-    captured = serve_some(120)
+    captured = serve_some(80)
     grown = process.memory_info().rss - before
     assert captured > 100e6
-    assert grown < captured / 5
+    assert grown < captured / 10
 
 
 @pytest.mark.parametrize(
