@@ -10,13 +10,13 @@ SOURCE ?= $(shell git config --get remote.origin.url)
 # docker where its daemon answers, else buildah
 BUILD_IMAGE ?= $(shell docker info >/dev/null 2>&1 && echo docker build || echo buildah bud --layers)
 
-.PHONY: demo test lint format bench bench-gpu bench-s3 calibration saelens clean images locks e2e
+.PHONY: demo test lint format bench bench-gpu bench-s3 calibration retrain saelens clean images locks e2e
 .PHONY: chart-checks chart-readme manifests
 
 demo: $(VENV)/.installed  ## the whole pipeline on the built-in model, with nothing but this machine
 	$(BIN)/emopfx run -f manifests/experiments/demo.yaml
 
-test: $(VENV)/.installed-dev  ## every test that needs no cluster, the slow ones too, by two processes
+test: $(VENV)/.installed-dev  ## every test that needs no cluster, by two processes
 	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev  ## ruff (with docstring rules) and mypy strict
@@ -36,6 +36,9 @@ saelens:  ## SAELens itself reads our autoencoders; in an environment of its own
 	$(PYTHON) -m venv $(VENV)-saelens
 	$(VENV)-saelens/bin/python -m pip install --quiet -e ".[dev]" -e server "sae-lens>=6,<7"
 	$(VENV)-saelens/bin/python -m pytest -W default tests/saelens/check_saelens.py
+
+retrain: $(VENV)/.installed-dev  ## trains the model `tiny` again from nothing, and compares; some minutes
+	$(BIN)/python -m pytest tests/retrain/check_retrain.py
 
 bench-gpu: $(VENV)/.installed-dev  ## on a GPU: the server against other ways of capturing, written to tests/bench/results/gpu.json
 	$(BIN)/python -m tests.bench.gpu

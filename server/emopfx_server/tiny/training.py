@@ -80,15 +80,19 @@ def untrained(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def learn(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, report: Callable[[str], None]
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    report: Callable[[str], None],
+    steps: int = STEPS,
 ) -> None:
     """Train `model` in place, on the answers only."""
     words = everyday_words()
     held_out = exam(100, seed, words, prefixed=True)
     optimizers = _optimizers(model)
-    schedules = [OneCycleLR(each, LEARNING_RATE, STEPS, cycle_momentum=False) for each in optimizers]
+    schedules = [OneCycleLR(each, LEARNING_RATE, steps, cycle_momentum=False) for each in optimizers]
     stream = batches(tokenizer, seed, words)
-    for step, (tokens, labels) in enumerate(islice(stream, STEPS), start=1):
+    for step, (tokens, labels) in enumerate(islice(stream, steps), start=1):
         hidden = model.model(tokens, use_cache=False).last_hidden_state[:, :-1]
         learned = labels[:, 1:] != NOT_LEARNED
         loss = cross_entropy(model.lm_head(hidden[learned]), labels[:, 1:][learned])

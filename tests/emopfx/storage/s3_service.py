@@ -123,8 +123,9 @@ def gate(service: str) -> Iterator[Gate]:
                 unanswered = control.lost[name] > 0
                 control.lost[name] -= unanswered
                 fails, lost = control.chance.random() < control.failing, control.chance.random() < 0.5
+                closed = control.closed  # for this request; a later one may close
             time.sleep(control.delay)
-            if control.closed or (fails and lost):
+            if closed or (fails and lost):
                 self.close_connection = True
             elif unanswered:
                 self.ask(body)

@@ -41,7 +41,6 @@ def test_a_fifth_of_all_requests_failing_is_no_failure(layout: Layout, bucket: B
     inventory.verify(layout, bucket, read=True)
 
 
-@pytest.mark.slow
 def test_a_service_that_is_away_for_ten_seconds_is_waited_for(layout: Layout, bucket: Bucket, door: Gate) -> None:
     make_requests(layout, 40)
 
