@@ -6,14 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import yaml
 
 from emopfx import __version__, cli_activations, cli_results, config, config_file, status
-from emopfx import run as runner
-from emopfx.analysis.schema import Report
 from emopfx.cli_flags import (
     CHART,
     PATIENCE,
@@ -49,8 +47,9 @@ from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout
 from emopfx.progress import say
 from emopfx.record import Record
-from emopfx.run import Options
-from emopfx.server_api import read_address
+
+if TYPE_CHECKING:
+    from emopfx.run import Options
 
 # What typer exits with on ctrl-C.
 INTERRUPTED = 130
@@ -113,6 +112,9 @@ def run(
     if in_cluster(target):
         _run_in_cluster(context.params)
         return
+    # What samples takes a while to import, and most commands don't need it.
+    from emopfx import run as runner
+
     experiment, given = _experiment(context.params)
     runner.run(experiment, given, _stages(stages) or list(experiment.stages), _options(context.params))
 
@@ -142,6 +144,8 @@ def _stage_command(stage: str, explanation: str) -> Callable[..., None]:
     def command(context: typer.Context, **flags: Any) -> None:
         if in_cluster(flags["target"]):
             raise InputError(f"on the target kubernetes, emopfx run --stages {stage} runs this stage")
+        from emopfx import run as runner
+
         only_named = flags["name"] is not None and not (flags["file"] or flags["probes"] or _changes(flags))
         if stage == "analyze" and only_named:
             status.read(flags["results"], flags["name"])
@@ -171,6 +175,8 @@ def schema(
     report: Annotated[bool, typer.Option("--report", help="Of report.json, not of the config.")] = False,
 ) -> None:
     """Print the JSON Schema of the config."""
+    from emopfx.analysis.schema import Report
+
     # A config may leave things out; a report has them all.
     found = Report.model_json_schema(mode="serialization") if report else config.Experiment.model_json_schema()
     typer.echo(json.dumps(found, indent=2))
@@ -191,7 +197,10 @@ def _root(
     pass
 
 
-def _options(flags: dict[str, Any]) -> Options:
+def _options(flags: dict[str, Any]) -> "Options":
+    from emopfx.run import Options
+    from emopfx.server_api import read_address
+
     server = flags["server"] and read_address(flags["server"])
     return Options(flags["results"], server, flags["verify"], flags["new_revision"])
 

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from emopfx import run, status
+from emopfx import status
 from emopfx.cli_flags import RELEASE, RESULTS, Experiment, Namespace, Release, Results, Server, Target, in_cluster
 from emopfx.errors import InputError
 from emopfx.layout import Layout
 from emopfx.progress import say
-from emopfx.server_api import ServerApi
-from emopfx.storage import download
-from emopfx.targets import local
 
 if TYPE_CHECKING:
     from emopfx.kubernetes.api import Cluster
+    from emopfx.server_api import ServerApi
 
 app = typer.Typer()
 
@@ -86,6 +84,8 @@ def fetch(
     release: RecordedRelease = None,
 ) -> None:
     """Bring the results of an experiment here, but not its activations."""
+    from emopfx.storage import download
+
     layout = Layout(results, name)
     with _server(layout, target, server, namespace, release) as api:
         count = download.fetch(api, layout)
@@ -102,6 +102,8 @@ def download_activations(
     release: RecordedRelease = None,
 ) -> None:
     """Bring the activations of an experiment here; goes on where it was stopped, and checks every checksum."""
+    from emopfx.storage import download
+
     layout = Layout(results, name)
     with _server(layout, target, server, namespace, release) as api:
         count = download.activations(api, layout)
@@ -128,6 +130,8 @@ def delete(
     elif not data:
         raise InputError("on this machine the record lies with the results; delete --data deletes both")
     else:
+        from emopfx import run
+
         run.delete(results, name)
 
 
@@ -155,7 +159,10 @@ def _release(cluster: "Cluster", name: str, given: str | None) -> str:
 @contextmanager
 def _server(
     layout: Layout, target: str, url: str | None, namespace: str | None, release: str | None
-) -> Iterator[ServerApi]:
+) -> "Iterator[ServerApi]":
+    from emopfx.server_api import ServerApi
+    from emopfx.targets import local
+
     if url is None and in_cluster(target):
         from emopfx.kubernetes import portforward
 

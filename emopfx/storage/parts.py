@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef, PartTypeDef
 
 # Up to this size an object goes in one piece. A larger one goes in parts, at most as many as S3 allows.
-PART_BYTES = 8 << 20
+PART_BYTES = 16 << 20
 MOST_PARTS = 10_000
 # Threads that each hold at most one part.
 WORKERS = 16
@@ -38,6 +38,7 @@ class Parts:
         self._client, self._root, self._traffic = client, root, traffic
         self._pool = ThreadPoolExecutor(WORKERS, "s3-part")
         self._slots = threading.BoundedSemaphore(WORKERS)
+        self._turn = threading.Lock()
 
     def close(self) -> None:
         """Begin nothing more, and wait for what is under way."""
@@ -138,7 +139,7 @@ class Parts:
             self._slots.release()
 
         try:
-            with path.open("rb") as file:
+            with self._turn, path.open("rb") as file:
                 for number in count(1):
                     self._slots.acquire()
                     content = b"" if failed.is_set() else file.read(step)

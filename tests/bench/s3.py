@@ -1,7 +1,9 @@
 """How fast push and pull are against boto3's upload_file and download_file in a loop, and against `aws s3 sync`.
 
-Each is a process of its own that moves the same files to and from the same S3 service, in turn, several times over;
-what is reported is the median of the ratios within a round, so that a machine whose speed drifts cancels out.
+Each is a process of its own that moves the same files to and from the same S3 service, in turn, several times over,
+each time another one first; what is reported is the median of the ratios within a round, so that a machine whose speed
+drifts cancels out. The service is moto, on this machine. One process serves all, so it is what most is waited for; so
+that it is also seen how well each waits, it is measured with answers that come late, too, as they do from S3 itself.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,6 +64,8 @@ class Tree:
 
 
 TREES = (Tree("many small", 400, 100_000), Tree("few large", 5, 100_000_000))
+# Seconds by which answers are late; S3 itself takes some tens of milliseconds to begin an answer.
+DELAYS = (0.0, 0.03)
 
 
 def commands(way: str, url: str, prefix: str, source: Layout, aws: str) -> dict[str, tuple[list[str], Path]]:
@@ -90,67 +95,78 @@ def commands(way: str, url: str, prefix: str, source: Layout, aws: str) -> dict[
     }
 
 
-def measure(tree: Tree, source: Layout, url: str, aws: str, prefix: str) -> Iterator[tuple[str, str, float]]:
-    """Yield the way, the contender and its seconds."""
+def measure(tree: Tree, source: Layout, url: str, aws: str, number: int) -> Iterator[tuple[tuple[str, str], float]]:
+    """Yield the way and the contender, and its seconds."""
     expected = sum(map(len, content(source.folder / "activations").values()))
     for way in ("up", "down"):
-        for name, (command, folder) in commands(way, url, prefix, source, aws).items():
+        contenders = list(commands(way, url, f"round-{number}", source, aws).items())
+        first = number % len(contenders)
+        for name, (command, folder) in contenders[first:] + contenders[:first]:
             start = time.monotonic()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            yield way, name, time.monotonic() - start
+            yield (way, name), time.monotonic() - start
             if way == "down":
                 found = folder / NAME / "activations" if name == "ours" else folder
                 assert sum(map(len, content(found).values())) == expected, f"{name} lost something"
                 shutil.rmtree(folder)
 
 
-def run(url: str, aws: str, rounds: int, root: Path) -> dict[str, Any]:
-    """Measure all trees; return the ratios and the speeds."""
+def rounds_of(tree: Tree, source: Layout, url: str, aws: str, rounds: int) -> dict[tuple[str, str], list[float]]:
+    """Return the seconds of each round by way and contender."""
     client = boto3.client("s3", endpoint_url=url)
-    result: dict[str, Any] = {"ratios": {}, "mb_per_second": {}}
-    for tree in TREES:
+    times: dict[tuple[str, str], list[float]] = {}
+    for number in range(rounds):
+        client.create_bucket(Bucket=BUCKET)
+        for what, seconds in measure(tree, source, url, aws, number):
+            times.setdefault(what, []).append(seconds)
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+            client.delete_objects(
+                Bucket=BUCKET, Delete={"Objects": [{"Key": item["Key"]} for item in page["Contents"]]}
+            )
+        client.delete_bucket(Bucket=BUCKET)
+    client.close()
+    return times
+
+
+def run(aws: str, rounds: int, root: Path) -> dict[str, Any]:
+    """Measure all trees; return the ratios, each with its lowest and highest round, and the speeds."""
+    result: dict[str, Any] = {"ratios": {}, "lowest_and_highest": {}, "mb_per_second": {}}
+    for delay, tree in product(DELAYS, TREES):
         source = tree.make(root)
         megabytes = sum(map(len, content(source.folder / "activations").values())) / 1e6
-        times: dict[tuple[str, str], list[float]] = {}
-        for number in range(rounds):
-            client.create_bucket(Bucket=BUCKET)
-            for way, name, seconds in measure(tree, source, url, aws, f"round-{number}"):
-                times.setdefault((way, name), []).append(seconds)
-            for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
-                for item in page["Contents"]:
-                    client.delete_object(Bucket=BUCKET, Key=item["Key"])
-            client.delete_bucket(Bucket=BUCKET)
+        with moto(delay) as url:
+            times = rounds_of(tree, source, url, aws, rounds)
         for way in ("up", "down"):
-            ours = times[way, "ours"]
+            what = f"{tree.name}, {delay * 1e3:.0f} ms late, {way}"
             for name in ("loop", "sync"):
-                pairs = zip(times[way, name], ours, strict=True)
-                result["ratios"][f"{tree.name}, {way}, vs {name}"] = round(median(a / b for a, b in pairs), 2)
+                found = sorted(theirs / ours for theirs, ours in zip(times[way, name], times[way, "ours"], strict=True))
+                result["ratios"][f"{what}, vs {name}"] = round(median(found), 2)
+                result["lowest_and_highest"][f"{what}, vs {name}"] = [round(found[0], 2), round(found[-1], 2)]
             for name in ("ours", "loop", "sync"):
-                result["mb_per_second"][f"{tree.name}, {way}, {name}"] = round(megabytes / median(times[way, name]), 1)
-    client.close()
+                result["mb_per_second"][f"{what}, {name}"] = round(megabytes / median(times[way, name]), 1)
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--aws", required=True, help="the AWS CLI's program")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "s3.json")
     arguments = parser.parse_args()
     os.environ |= CREDENTIALS
     version = subprocess.run([arguments.aws, "--version"], check=True, capture_output=True, text=True).stdout.split()[0]
     load_before = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as root, moto() as url:
-        result = run(url, arguments.aws, arguments.rounds, Path(root))
+    with tempfile.TemporaryDirectory() as root:
+        result = run(arguments.aws, arguments.rounds, Path(root))
     result |= {"rounds": arguments.rounds, "boto3": boto3.__version__, "aws": version}
     # What else the machine had to do: with more than a core's worth, the ratios say less.
     load = [round(busy, 1) for busy in (load_before, os.getloadavg()[0])]
     result["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "load before and after": load}
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    table = Table("how many times as fast as", "ratio")
+    table = Table("how many times as fast as", "ratio", "in single rounds")
     for name, ratio in result["ratios"].items():
-        table.add_row(name, f"{ratio:.2f}")
+        table.add_row(name, f"{ratio:.2f}", "{:.2f} to {:.2f}".format(*result["lowest_and_highest"][name]))
     Console().print(table)
 
 

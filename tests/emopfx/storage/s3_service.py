@@ -23,9 +23,15 @@ from safetensors.numpy import save_file
 from emopfx.layout import Layout, write_json
 
 SERVE = """
-import logging, threading
+import logging, sys, threading, time
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.server import ThreadedMotoServer
 logging.getLogger("werkzeug").disabled = True
+answer = DomainDispatcherApplication.__call__
+def answer_late(*request):
+    time.sleep(float(sys.argv[1]))
+    return answer(*request)
+DomainDispatcherApplication.__call__ = answer_late
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
@@ -43,9 +49,9 @@ OWN_HEADERS = {"connection", "transfer-encoding", "date", "server", "content-len
 
 
 @contextmanager
-def moto() -> Iterator[str]:
-    """Run moto's S3 server; yields its address."""
-    with subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True) as process:
+def moto(delay: float = 0) -> Iterator[str]:
+    """Run moto's S3 server, whose answers come `delay` seconds late; yields its address."""
+    with subprocess.Popen([sys.executable, "-c", SERVE, str(delay)], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
             yield f"http://127.0.0.1:{int(process.stdout.readline())}"
