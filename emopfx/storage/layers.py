@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Set
+from contextlib import closing
 from pathlib import Path
 
 from emopfx.errors import RunError
@@ -91,10 +92,11 @@ def fetch(bucket: Bucket, key: str, path: Path, layers: Set[int], file: File, be
     with path.open("wb") as target:
         target.write(tensors.header(chosen, whole.metadata | {WHOLE: whole.text[8:].decode()}))
         for begin, end, is_here in _ranges(chosen, before.names if before else frozenset()):
-            if before and is_here:
-                target.write(before.read(begin, end - begin) or b"")
-            else:
-                target.writelines(bucket.stream(key, begin, end, of=stored, size=file["bytes"]))
+            if before and is_here and (content := before.read(begin, end - begin)):
+                target.write(content)
+                continue
+            with closing(bucket.stream(key, begin, end, of=stored, size=file["bytes"])) as contents:
+                target.writelines(contents)
 
 
 def _ranges(chosen: list[Tensor], here: Set[str]) -> list[tuple[int, int, bool]]:

@@ -4,9 +4,10 @@ import base64
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,13 +39,12 @@ class Parts:
         self._client, self._root, self._traffic = client, root, traffic
         self._pool = ThreadPoolExecutor(WORKERS, "s3-part")
         self._slots = threading.BoundedSemaphore(WORKERS)
-        self._turn = threading.Lock()
 
     def close(self) -> None:
         """Begin nothing more, and wait for what is under way."""
         self._pool.shutdown(cancel_futures=True)
 
-    def stream(self, read: Callable[[int, int], Sequence[bytes]], start: int, end: int) -> Iterator[bytes]:
+    def stream(self, read: Callable[[int, int], Sequence[bytes]], start: int, end: int) -> Generator[bytes]:
         """Yield the bytes of a range in order, while the next parts of it are read.
 
         Args:
@@ -86,31 +86,37 @@ class Parts:
             Unavailable: If S3 can't be used; the upload is gone on with at the next call.
             OSError: If the file can't be read.
         """
-        step = part_bytes(path.stat().st_size)
-        upload_id, there = self._continued(path, step, key, place) or (self._begin(key, place, sha256), {})
-        upload = {**place, "UploadId": upload_id}
-        try:
-            digest, parts = self._send(path, step, key, upload, there)
-            if digest != sha256:
-                raise OtherContent(f"{key} has other content than its checksum says")
+        if upload := self._continued(path, key, place):
+            self._write(path, upload, sha256, condition)
             with explained(self._root, key):
-                self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, **condition)
+                head = self._client.head_object(**place)
+            if head["Metadata"].get("sha256") == sha256:
+                return
+            # It was begun with a file that began alike, and still says that it is that one.
+            condition = {"IfMatch": head["ETag"]}
+        self._write(path, self._begin(key, place, sha256), sha256, condition)
+
+    def _write(self, path: Path, upload: "_Upload", sha256: str, condition: Mapping[str, Any]) -> None:
+        """Send the parts that an upload lacks, and complete it."""
+        try:
+            digest, parts = self._send(path, upload)
+            if digest != sha256:
+                raise OtherContent(f"{upload.key} has other content than its checksum says")
+            with explained(self._root, upload.key):
+                self._client.complete_multipart_upload(**upload.place, MultipartUpload={"Parts": parts}, **condition)
         except (OtherContent, Taken):
-            self._abort(key, upload)
+            self._abort(upload)
             raise
 
-    def _begin(self, key: str, place: dict[str, Any], sha256: str) -> str:
-        """Begin an upload and return its id."""
+    def _begin(self, key: str, place: dict[str, Any], sha256: str) -> "_Upload":
         with explained(self._root, key):
             begun = self._client.create_multipart_upload(
                 **place, ChecksumAlgorithm="SHA256", Metadata={"sha256": sha256}
             )
-        return begun["UploadId"]
+        return _Upload(key, {**place, "UploadId": begun["UploadId"]}, {})
 
-    def _continued(
-        self, path: Path, step: int, key: str, place: dict[str, Any]
-    ) -> "tuple[str, dict[int, PartTypeDef]] | None":
-        """Return the id of the last upload of this content that was broken off, and its parts by number."""
+    def _continued(self, path: Path, key: str, place: dict[str, Any]) -> "_Upload | None":
+        """Return the last upload of a file that begins alike and was broken off."""
         # Who may not list uploads can't go on with one.
         with suppress(Refused, Taken, FileNotFoundError), explained(self._root, key):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
@@ -119,19 +125,19 @@ class Parts:
             uploads = [upload for page in pages for upload in page.get("Uploads", [])]
             own = [one for one in uploads if (one["Key"], one.get("ChecksumAlgorithm")) == (place["Key"], "SHA256")]
             for upload in sorted(own, key=lambda one: one["Initiated"], reverse=True):
-                listed = self._client.get_paginator("list_parts").paginate(**place, UploadId=upload["UploadId"])
+                begun = {**place, "UploadId": upload["UploadId"]}
+                listed = self._client.get_paginator("list_parts").paginate(**begun)
                 parts = {part["PartNumber"]: part for page in listed for part in page.get("Parts", [])}
-                # The first part tells: an upload of another content says so in its metadata, which nobody can read.
+                # The first part tells; nobody can read the metadata that it was begun with.
                 with path.open("rb") as file:
-                    if 1 in parts and _is_same(parts[1], file.read(step)):
-                        return upload["UploadId"], parts
+                    if 1 in parts and _is_same(parts[1], file.read(part_bytes(path.stat().st_size))):
+                        return _Upload(key, begun, parts)
         return None
 
-    def _send(
-        self, path: Path, step: int, key: str, upload: dict[str, Any], there: "Mapping[int, PartTypeDef]"
-    ) -> "tuple[str, list[CompletedPartTypeDef]]":
+    def _send(self, path: Path, upload: "_Upload") -> "tuple[str, list[CompletedPartTypeDef]]":
         """Send a file's parts; return the SHA-256 of all that was read, and what completes the upload."""
         digest, sent, failed = hashlib.sha256(), list[Future["CompletedPartTypeDef"]](), threading.Event()
+        step = part_bytes(path.stat().st_size)
 
         def done(part: "Future[CompletedPartTypeDef]") -> None:
             if part.cancelled() or part.exception():
@@ -139,14 +145,14 @@ class Parts:
             self._slots.release()
 
         try:
-            with self._turn, path.open("rb") as file:
+            with path.open("rb") as file:
                 for number in count(1):
                     self._slots.acquire()
                     content = b"" if failed.is_set() else file.read(step)
                     if not content:
                         self._slots.release()
                         break
-                    part = self._pool.submit(self._send_part, key, upload, number, content, there.get(number))
+                    part = self._pool.submit(self._send_part, upload, number, content)
                     part.add_done_callback(done)
                     sent.append(part)
                     digest.update(content)
@@ -161,16 +167,14 @@ class Parts:
                 raise error
         return digest.hexdigest(), [part.result() for part in sent]
 
-    def _send_part(
-        self, key: str, upload: dict[str, Any], number: int, content: bytes, there: "PartTypeDef | None"
-    ) -> "CompletedPartTypeDef":
-        checksum = _base64(hashlib.sha256(content))
+    def _send_part(self, upload: "_Upload", number: int, content: bytes) -> "CompletedPartTypeDef":
+        checksum, there = _base64(hashlib.sha256(content)), upload.parts.get(number)
         if there and _is_same(there, content):
             self._traffic.spend(0)
             return {"PartNumber": number, "ETag": there["ETag"], "ChecksumSHA256": checksum}
-        with explained(self._root, key):
+        with explained(self._root, upload.key):
             part = self._client.upload_part(
-                **upload,
+                **upload.place,
                 PartNumber=number,
                 Body=Paced(content, self._traffic),
                 ChecksumAlgorithm="SHA256",
@@ -178,9 +182,24 @@ class Parts:
             )
         return {"PartNumber": number, "ETag": part["ETag"], "ChecksumSHA256": checksum}
 
-    def _abort(self, key: str, upload: dict[str, Any]) -> None:
-        with suppress(Taken, Refused, Unavailable, FileNotFoundError), explained(self._root, key):
-            self._client.abort_multipart_upload(**upload)
+    def _abort(self, upload: "_Upload") -> None:
+        with suppress(Taken, Refused, Unavailable, FileNotFoundError), explained(self._root, upload.key):
+            self._client.abort_multipart_upload(**upload.place)
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """An upload in parts that was begun.
+
+    Attributes:
+        key: Where it goes, for messages.
+        place: Bucket, key and the upload's id as boto3 takes them.
+        parts: The parts that S3 has of it, by number.
+    """
+
+    key: str
+    place: dict[str, Any]
+    parts: "Mapping[int, PartTypeDef]"
 
 
 def part_bytes(size: int) -> int:

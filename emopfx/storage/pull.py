@@ -132,7 +132,7 @@ class Receiver:
         layers_only = bool(self._layers) and not self._is_here(entry)
         for path, file in manifest.paths(entry):
             if layers_only and file["name"] == ACTIVATIONS:
-                received["layers"], received["partial"] = self._receive_layers(entry["save_dir"], path, file)
+                received["layers"], received["partial"] = self._receive_layers(entry, path, file)
             else:
                 self._receive_file(path, file)
         self.entries[entry["save_dir"]] = received
@@ -148,9 +148,10 @@ class Receiver:
             part.replace(target)
         self.fetched.append(path)
 
-    def _receive_layers(self, save_dir: str, path: str, file: File) -> tuple[list[int], File]:
-        target = self._root / path
-        known = self._here[save_dir].get("partial") if save_dir in self._here else None
+    def _receive_layers(self, entry: Entry, path: str, file: File) -> tuple[list[int], File]:
+        target, here = self._root / path, self._here.get(entry["save_dir"])
+        # Layers of what has been made anew in the meantime would be mixed with others.
+        known = here.get("partial") if here and here["files"] == entry["files"] else None
         before = None
         if known and is_whole(target, known["bytes"], known["sha256"]):
             before = Partial.open(target)

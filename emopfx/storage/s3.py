@@ -6,8 +6,8 @@ Credentials are found by boto3's own chain (environment, profile, service accoun
 import base64
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -213,7 +213,7 @@ class Bucket:
             if left:
                 answer["Body"].close()
 
-    def stream(self, key: str, start: int, end: int, *, of: Stored | None, size: int) -> Iterator[bytes]:
+    def stream(self, key: str, start: int, end: int, *, of: Stored | None, size: int) -> Generator[bytes]:
         """Yield the bytes of a range in order, read by parallel requests (see `piece`)."""
 
         def read(at: int, length: int) -> Sequence[bytes]:
@@ -227,8 +227,9 @@ class Bucket:
     def sha256(self, key: str, size: int) -> str:
         """Read an object of `size` bytes and return the SHA-256 of its content (hex)."""
         digest = hashlib.sha256()
-        for content in self._contents(key, size):
-            digest.update(content)
+        with self._contents(key, size) as contents:
+            for content in contents:
+                digest.update(content)
         return digest.hexdigest()
 
     def fetch(self, key: str, path: Path, size: int) -> str:
@@ -246,20 +247,20 @@ class Bucket:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
-        with path.open("wb") as file:
-            whole = size <= PART_BYTES
-            contents = (
-                [self.piece(key, 0, None, size=size)[0]] if whole else self.stream(key, 0, size, of=None, size=size)
-            )
+        with path.open("wb") as file, self._contents(key, size) as contents:
             for content in contents:
                 digest.update(content)
                 file.write(content)
         return digest.hexdigest()
 
-    def _contents(self, key: str, size: int) -> Iterable[bytes]:
+    @contextmanager
+    def _contents(self, key: str, size: int) -> Iterator[Iterable[bytes]]:
+        """Yield an object's bytes in pieces; where not all of them are taken, the rest is let go of."""
         if size > PART_BYTES:
-            return self.stream(key, 0, size, of=None, size=size)
-        return self._chunks_of(key, 0, None, None, size)[0]
+            with closing(self.stream(key, 0, size, of=None, size=size)) as contents:
+                yield contents
+        else:
+            yield self._chunks_of(key, 0, None, None, size)[0]
 
     def list(self, folder: str) -> Iterator[Listed]:
         """Yield every object whose key begins with `folder`, by key."""

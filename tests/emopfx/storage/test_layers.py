@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -85,6 +86,23 @@ def test_layers_come_to_those_that_are_here(
     pull.activations(layout, bucket, Selection())
     assert content(layout.folder / "activations") == whole
     assert not any("layers" in entry for entry in manifest.read(layout).values())
+
+
+@pytest.mark.parametrize("chosen", [{2}, {2, 5}])
+def test_layers_of_what_was_made_anew_are_not_mixed_with_old_ones(
+    layout: Layout, bucket: Bucket, whole: dict[str, bytes], tmp_path: Path, chosen: set[int]
+) -> None:
+    pull.activations(layout, bucket, some(2))
+    anew = Layout(tmp_path / "anew", layout.name)
+    make_requests(anew, 4, tokens=32, width=128, layers=8)
+    push.activations(anew, bucket, replace=True)
+    pull.activations(layout, bucket, some(*chosen), replace=True)
+    for entry in manifest.read(layout).values():
+        found, expected = (
+            load_file(root / entry["save_dir"] / "activations.safetensors") for root in (layout.root, anew.root)
+        )
+        assert {name.split(".")[1] for name in found if name.startswith("layers")} == set(map(str, chosen))
+        assert all(np.array_equal(found[name], expected[name]) for name in found)
 
 
 def test_reads_the_layers_that_are_here_from_the_disk_and_the_others_from_the_bucket(

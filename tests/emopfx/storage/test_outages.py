@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emopfx.layout import Layout, write_json, write_text
-from emopfx.storage import inventory, manifest, parallel, pull, push, s3
+from emopfx.storage import inventory, manifest, parallel, parts, pull, push, s3
 from emopfx.storage.manifest import Entry
 from emopfx.storage.parts import PART_BYTES
 from emopfx.storage.pull import Selection
@@ -191,6 +192,38 @@ def test_an_upload_of_other_content_is_not_gone_on_with_and_none_is_left(
     push.activations(layout, bucket)
     assert list(bucket.unfinished("")) == []
     inventory.verify(layout, bucket, read=True)
+
+
+def test_an_upload_of_a_file_that_began_alike_does_not_give_its_checksum_to_another(
+    layout: Layout, bucket: Bucket, door: Gate
+) -> None:
+    entry = large(layout)
+    path, file = manifest.paths(entry)[0]
+    place: dict[str, Any] = {"Bucket": bucket._name, "Key": bucket._prefix + path}
+    begun = bucket._client.create_multipart_upload(
+        **place, ChecksumAlgorithm="SHA256", Metadata={"sha256": hashlib.sha256(b"it was shorter").hexdigest()}
+    )
+    first = (layout.root / path).read_bytes()[:PART_BYTES]
+    bucket._client.upload_part(**place, UploadId=begun["UploadId"], PartNumber=1, Body=first)
+    push.activations(layout, bucket)
+    stored = bucket.stored(path)
+    assert stored is not None
+    assert stored.sha256 == file["sha256"]
+    assert list(bucket.unfinished("")) == []
+    inventory.verify(layout, bucket, read=True)
+
+
+def test_a_full_disk_holds_nothing_up(layout: Layout, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (parts, s3):
+        monkeypatch.setattr(module, "PART_BYTES", 50_000)
+    bucket._client.put_object(Bucket=bucket._name, Key=f"{bucket._prefix}x", Body=bytes(200_000))
+    errors = []
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left") as caught:
+            bucket.fetch("x", Path("/dev/full"), 200_000)
+        errors.append(caught.value)  # with all that its traceback holds on to
+    for _ in range(parts.WORKERS):
+        assert bucket._parts._slots.acquire(blocking=False)
 
 
 def test_a_part_that_fails_ends_its_file(layout: Layout, hasty: Bucket, door: Gate) -> None:
