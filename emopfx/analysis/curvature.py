@@ -74,7 +74,7 @@ class Curvature:
 
     At even odds a logistic loss is as curved as the rows vary, but for a factor: the bound of Böhning and Lindsay 1988
     (Ann. Inst. Stat. Math. 40:641-663). With it, a few steps arrive. Problems on parts of the rows, or with other
-    penalties, share it: a guess changes how many steps there are, and not where they end.
+    penalties, share it: a guess decides how many steps there are, and only the gradient where they end.
 
     Args:
         features: All rows that problems are made of.
@@ -84,11 +84,15 @@ class Curvature:
     def __init__(self, features: Features, c: float) -> None:
         rows = features.rows
         n, width = rows.shape
-        # A little more than what the sums below may be wrong by.
+        # More than rounding makes of the rows' products, so that these stay positive definite.
         self._ridge = max(8 / (c * n), 1e-5 * width)
-        # With fewer rows than features, the inverse is that of the smaller matrix (Woodbury's identity).
-        self._rows = rows if n < width else None
-        products, ridge = (_gram(rows), n * self._ridge) if n < width else (_gram(rows.mT) / n, self._ridge)
+        # With fewer rows than features, the inverse is that of the smaller matrix (Woodbury's identity). It is a
+        # difference of two that are nearly alike, of which float32 would leave nothing.
+        self._rows = rows.double() if n < width else None
+        if self._rows is None:
+            products, ridge = _gram(rows.mT) / n, self._ridge
+        else:
+            products, ridge = self._rows @ self._rows.mT, n * self._ridge
         products.diagonal().add_(ridge)
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(products))
 
@@ -98,7 +102,9 @@ class Curvature:
         if self._rows is None:
             weights = weights @ self._inverse
         else:
-            weights = (weights - weights @ self._rows.mT @ self._inverse @ self._rows) / self._ridge
+            exact = weights.double()
+            exact = (exact - exact @ self._rows.mT @ self._inverse @ self._rows) / self._ridge
+            weights = exact.to(weights)
         return torch.cat([weights.reshape(*parameters.shape[:2], -1), parameters[..., -1:]], -1)
 
 

@@ -99,15 +99,19 @@ def _minimise(data: "_Standardised", loss: "_Loss", curvature: Curvature, column
             moved, turned, before = steps.pop()
             steps.append((moved, turned, solved - before))
         direction = -_inverse_hessian(gradient, solved, steps)
+        slope = _dot(gradient, direction)
+        # Where rounding has bent the direction up, the way down is the gradient's.
+        falls = slope < 0
+        direction = torch.where(_spread(falls), direction, -gradient)
+        slope = torch.where(falls, slope, -_dot(gradient, gradient))
         change = data.logits(direction)
         penalty = loss.penalty(parameters, direction)
-        slope = _dot(gradient, direction)
         length = -slope / (loss.curvature(logits, change) + 2 * penalty[2]).clamp_min(1e-30)
         for attempt in range(HALVINGS + 1):
             reached = logits + _spread(length) * change
             found = loss.value(reached) + penalty[0] + length * penalty[1] + length**2 * penalty[2]
             # The last term is what float32 can tell apart.
-            worse = found > value + 1e-4 * length * slope + 1e-6 * value
+            worse = ~(found <= value + 1e-4 * length * slope + 1e-6 * value)
             if not worse.any():
                 break
             length = torch.where(worse, length / 2 if attempt < HALVINGS - 1 else 0, length)
@@ -134,7 +138,8 @@ def _inverse_hessian(gradient: Tensor, solved: Tensor, steps: Steps) -> Tensor:
         factors.append((bend, factor))
     if steps:
         _, turned, turned_solved = steps[-1]
-        solved = _spread(factors[0][0] / _dot(turned, turned_solved).clamp_min(1e-30)) * solved
+        expected = _dot(turned, turned_solved)
+        solved = _spread(torch.where(expected > 0, factors[0][0] / expected, 1)) * solved
     for (moved, turned, _), (bend, factor) in zip(steps, reversed(factors), strict=True):
         back = _dot(turned, solved) / bend
         solved = solved + _spread(factor - back) * moved

@@ -65,6 +65,9 @@ def probe(
         for site in opened.sites if having else []:
             for feature, rows in features.read(opened, site, having).items():
                 whole = np.flatnonzero(~np.isnan(rows).any(axis=1))
+                if not len(whole):
+                    findings.skip("all", feature, f"no answer can be read at {site.name}")
+                    continue
                 findings.add(site, feature, [by_key[having[feature][row]] for row in whole], rows[whole])
             progress.advance()
     findings.save(folder / "vectors", about)

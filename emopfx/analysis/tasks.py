@@ -35,7 +35,7 @@ def variant_tasks(variants: list[str], baseline: str, question: Ints) -> list[Ta
     tasks = []
     if len(names) > 2:
         labels = np.array([names.index(variant) for variant in variants])
-        tasks.append(_task(VARIANT, tuple(names), labels, question))
+        tasks.append(_without_empty(_task(VARIANT, tuple(names), labels, question)))
     for name in names if baseline in names else []:
         if name != baseline:
             labels = np.select([own == name, own == baseline], [1, 0], -1)
@@ -55,6 +55,15 @@ def _task(name: str, classes: tuple[str, ...], labels: Ints, question: Ints) -> 
     has[question[labels >= 0], labels[labels >= 0]] = True
     rows = np.flatnonzero((has.sum(axis=1) > 1)[question] & (labels >= 0))
     return Task(name, classes, labels[rows], rows)
+
+
+def _without_empty(task: Task) -> Task:
+    """Return a task without the classes of which no row is left; one of which nothing is left stays as it is."""
+    kept = np.unique(task.labels)
+    if not len(kept):
+        return task
+    classes = tuple(task.classes[label] for label in kept)
+    return Task(task.name, classes, np.searchsorted(kept, task.labels), task.rows)
 
 
 def centre(rows: Floats, question: Ints, variant: Ints, fold: Ints) -> Floats:

@@ -129,6 +129,15 @@ def test_labels_are_shuffled_within_each_question() -> None:
         assert all(sorted(shuffled[question == code]) == sorted(labels[question == code]) for code in range(3))
 
 
+def test_a_variant_that_nothing_is_left_of_is_no_class() -> None:
+    # Every question of anxiety has only answers of anxiety.
+    variants, question = ["control", "calm"] * 3 + ["anxiety"] * 2, np.array([0, 0, 1, 1, 2, 2, 3, 4])
+    every, *_ = variant_tasks(variants, "control", question)
+    assert every.classes == ("control", "calm")
+    assert every.labels.tolist() == [0, 1] * 3
+    assert every.rows.tolist() == list(range(6))
+
+
 def test_what_never_varies_is_at_chance_exactly() -> None:
     question = np.repeat(np.arange(20), 2)
     rows = np.full((40, 8), 0.3, np.float32)

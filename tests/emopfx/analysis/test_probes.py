@@ -127,6 +127,18 @@ def test_what_is_missing_or_corrupt_is_named_and_the_rest_is_probed(tmp_path: Pa
     assert (task(found, "calm vs control").samples, task(found, "calm vs control").questions) == (12, 6)
 
 
+def test_places_where_no_answer_can_be_read_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    def plant(layer: int, variant: str, correct: bool) -> Floats:
+        return np.full(16, np.inf, np.float32) if layer == 1 else NOTHING
+
+    found = run(tmp_path, experiment(tmp_path, VARIANTS[:2], 10, plant))
+    # A file that is found broken is not read again.
+    assert {probe.layer for probe in task(found, "calm vs control").probes} == {0}
+    assert ("all", "last", f"no answer can be read at layers.1.{HOOK_POINT}") in {
+        (one.name, one.feature, one.reason) for one in found.skipped
+    }
+
+
 def test_tasks_that_the_answers_do_not_allow_are_skipped_with_the_reason(tmp_path: Path) -> None:
     answers = experiment(tmp_path, ["control", "calm"], 4, lambda layer, variant, correct: AXIS[0], layers=1)
     found = run(tmp_path, [answer._replace(correct=True) for answer in answers], Settings(features=["last"]))
