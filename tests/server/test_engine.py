@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from emopfx_server.engine.capture import CaptureSpec, layout_of
+from emopfx_server.engine.capture import Capture, CaptureSpec, layout_of
 from emopfx_server.engine.engine import Engine
 from emopfx_server.engine.model import ModelError, load
 from emopfx_server.engine.progress import Progress
@@ -56,6 +56,21 @@ def test_a_failed_step_fails_its_requests_and_the_engine_says_so(
     assert engine.admission.held == 0
     with pytest.raises(ApiError, match="has stopped"):
         asyncio.run(run(engine, tmp_path / "x" / "r2"))
+
+
+def test_rows_that_can_not_be_handed_over_are_a_failure_of_the_engine(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*rows: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(Capture, "take", broken)
+    for name in ("r1", "r2"):
+        with pytest.raises(ApiError, match="no memory") as caught:
+            asyncio.run(run(engine, tmp_path / "x" / name))
+        assert (caught.value.status, caught.value.code) == (500, "engine_error")
+    assert engine.admission.held == 0
+    assert not engine.alive
 
 
 def test_what_times_out_inside_is_no_deadline(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

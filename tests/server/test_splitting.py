@@ -85,6 +85,27 @@ def test_what_was_given_up_is_not_kept() -> None:
     splitter.stop()
 
 
+def test_what_is_given_up_in_the_middle_of_a_step_is_not_kept() -> None:
+    splitter = Splitter(torch.device("cpu"))
+    capture = Capture(SPEC, 2, 50)
+    splitter.room(READING, 3)
+    splitter.drop(capture)
+    splitter.note(3, [Share(capture, 0, 0, [1, 1])])
+    assert not splitter._runs
+    splitter.stop()
+
+
+def test_a_slab_that_is_full_goes_once_its_rows_are_handed_over() -> None:
+    splitter = Splitter(torch.device("cpu"))
+    capture = Capture(SPEC, SLAB_ROWS + 5, 50)
+    step(splitter, 0, [Share(capture, 0, 0, range(SLAB_ROWS + 5))], rows=SLAB_ROWS + 5)
+    assert splitter._window is None
+    step(splitter, 1000, [Share(capture, 0, SLAB_ROWS + 5, [1])])
+    splitter.finish(capture).result()
+    assert rows_of(capture) == [*range(SLAB_ROWS + 5), 1000]
+    splitter.stop()
+
+
 def test_a_failure_is_told_to_all_who_wait_for_rows() -> None:
     splitter = Splitter(torch.device("cpu"))
     elsewhere = Capture(CaptureSpec(layout_of(frozenset({OTHER})), torch.float32, "all"), 2, 1)
@@ -94,7 +115,7 @@ def test_a_failure_is_told_to_all_who_wait_for_rows() -> None:
         with pytest.raises(KeyError):
             splitter.finish(capture).result()
     with pytest.raises(KeyError):
-        splitter.room(READING, SLAB_ROWS)
+        splitter.room(READING, 1)  # though the slab has room for it
     splitter.stop()
 
 

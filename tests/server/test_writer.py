@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from emopfx_server.engine import writer
 from emopfx_server.engine.capture import Capture, CaptureSpec, layout_of
 from emopfx_server.engine.model import Site
-from emopfx_server.engine.writer import Committed, commit, describe, read_committed, sweep
+from emopfx_server.engine.writer import Committed, commit, describe, give_way, read_committed, sweep
 
 RECORD: dict[str, Any] = {"format": 1, "fingerprint": "f", "answer": {}}
 
@@ -149,3 +151,16 @@ def test_an_answer_that_captured_no_rows_can_be_written(tmp_path: Path) -> None:
     assert load_file(tmp_path / "r1" / "activations.safetensors")["layers.0.output"].shape == (0, 4)
     assert json.loads((tmp_path / "r1" / "metadata.json").read_text())["shapes"] == {"layers.0.output": [0, 4]}
     shutil.rmtree(tmp_path / "r1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priorities of their own")
+@pytest.mark.parametrize(("before", "after"), [(0, 10), (15, 15)])
+def test_a_writer_gives_way_and_never_takes_more(before: int, after: int) -> None:
+    def priority() -> int:
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, before)
+        give_way()
+        return os.getpriority(os.PRIO_PROCESS, thread)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(priority).result() == after

@@ -24,7 +24,7 @@ from transformers.generation.continuous_batching.input_outputs import Continuous
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 from transformers.generation.continuous_batching.requests import FutureRequestState, GenerationOutput, RequestState
 
-from emopfx_server.engine.capture import Reading
+from emopfx_server.engine.capture import Capture, Reading
 from emopfx_server.engine.interventions import Rewrite
 from emopfx_server.engine.model import LoadedModel, ModelError
 from emopfx_server.engine.progress import Progress
@@ -121,18 +121,25 @@ class Batching:
             if admitted is None:
                 raise BatchingError("the engine has stopped")
             output = await done
+            if output.error is not None:
+                raise BatchingError(f"the engine failed: {output.error}")
             if sequence.capture is not None:
-                # Shielded: what is handed over next waits for it.
-                await asyncio.shield(asyncio.wrap_future(self._splitter.finish(sequence.capture)))
+                await self._complete(sequence.capture)
         except asyncio.CancelledError:
             self._give_up(name)
-            if sequence.capture is not None:
-                self._splitter.drop(sequence.capture)
             raise
         finally:
             del self._sequences[name]
-        if output.error is not None:
-            raise BatchingError(f"the engine failed: {output.error}")
+            if sequence.capture is not None:
+                self._splitter.drop(sequence.capture)
+
+    async def _complete(self, capture: Capture) -> None:
+        """Wait until a capture has all of its rows."""
+        try:
+            # Shielded: what is handed over next waits for it.
+            await asyncio.shield(asyncio.wrap_future(self._splitter.finish(capture)))
+        except Exception as error:
+            raise BatchingError(f"rows could not be handed over: {error!r}") from error
 
     def _give_up(self, name: str) -> None:
         """Drop a request. If its last step is just being done, the result has nobody to go to and is thrown away."""

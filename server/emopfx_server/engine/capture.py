@@ -170,6 +170,9 @@ class Capture:
         spec: What is captured.
         prompt_tokens: The prompt's length.
         max_tokens: The most tokens the answer may have.
+
+    Attributes:
+        given_up: Whether nobody waits for its rows any more.
     """
 
     def __init__(self, spec: CaptureSpec, prompt_tokens: int, max_tokens: int) -> None:
@@ -180,6 +183,7 @@ class Capture:
         self._only_last = spec.positions == "last"
         self._buffer = spec.layout.allocate(spec.capacity(prompt_tokens, max_tokens), spec.dtype, "cpu")
         self._seen = 0
+        self.given_up = False
 
     @property
     def rows(self) -> int:

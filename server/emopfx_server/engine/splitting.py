@@ -72,6 +72,8 @@ class Splitter:
         Raises:
             Exception: What went wrong when rows were handed over.
         """
+        if (last := self._last) is not None and last.done():
+            last.result()
         window = self._window
         if window is None or window.reading != reading or window.room - window.filled < rows:
             window = self._open(reading, max(rows, SLAB_ROWS))
@@ -84,6 +86,8 @@ class Splitter:
         assert window is not None
         with self._lock:
             for share in shares:
+                if share.capture.given_up:
+                    continue
                 first = window.filled + share.row
                 runs = self._runs.setdefault(share.capture, [])
                 if not runs or share.position != runs[-1].position + len(runs[-1].token_ids):
@@ -93,6 +97,9 @@ class Splitter:
             window.filled += rows
             if self._read is not None:
                 self._read.record()
+            if window.filled == window.room:
+                self._hand_over_all()
+                self._window = None
 
     def finish(self, capture: Capture) -> Future[None]:
         """Begin to hand over what is left of a request's rows. The future tells when it has all of them."""
@@ -100,8 +107,9 @@ class Splitter:
             return self._hand_over({capture: self._runs.pop(capture, [])})
 
     def drop(self, capture: Capture) -> None:
-        """Forget the rows of a request that was given up."""
+        """Forget the rows of a request that nobody waits for any more, those of a step under way too."""
         with self._lock:
+            capture.given_up = True
             self._runs.pop(capture, None)
 
     def stop(self) -> None:
@@ -111,12 +119,15 @@ class Splitter:
     def _open(self, reading: Reading, rows: int) -> _Window:
         if self._last is not None:
             self._last.result()
+        window = _Window(reading, reading.layout.allocate(rows, reading.dtype, self._device), rows)
         with self._lock:
-            runs, self._runs = self._runs, {}
-            self._hand_over(runs)
-            slab = reading.layout.allocate(rows, reading.dtype, self._device)
-            self._window = _Window(reading, slab, rows)
-            return self._window
+            self._hand_over_all()
+            self._window = window
+        return window
+
+    def _hand_over_all(self) -> None:
+        runs, self._runs = self._runs, {}
+        self._hand_over(runs)
 
     def _hand_over(self, runs: dict[Capture, list[_Run]]) -> Future[None]:
         self._last = self._thread.submit(self._take, self._last, self._window, runs)

@@ -56,6 +56,7 @@ class Step:
             output = self._model(**batch)
         else:
             self._hook(None)
+            self._reads = {}
             output = self._trace(batch, reads, rewrite)
         logits: torch.Tensor = output.logits
         return logits

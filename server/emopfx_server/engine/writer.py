@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -137,7 +138,9 @@ def sweep(root: Path) -> None:
 def give_way() -> None:
     """Have the calling thread write when the forward pass leaves a core free: all of its threads wait for the last."""
     if sys.platform == "linux":  # where threads have priorities of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        thread = threading.get_native_id()
+        with suppress(OSError):  # not everybody may
+            os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def describe(path: Path) -> FileEntry:
