@@ -1,6 +1,6 @@
 """What a bucket has of an experiment: whether it is whole, how much it is, and what is there in vain."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from emopfx.layout import Layout
 from emopfx.progress import say
 from emopfx.storage import files, manifest, parallel
 from emopfx.storage.manifest import Entry, Manifest
-from emopfx.storage.objects import Listed
+from emopfx.storage.objects import Listed, Stored
 from emopfx.storage.s3 import Bucket
 
 
@@ -24,7 +24,8 @@ def verify(layout: Layout, bucket: Bucket, *, read: bool = False) -> None:
     Args:
         layout: The experiment.
         bucket: The bucket.
-        read: Whether objects are read and hashed; otherwise the checksums that the bucket keeps of them are compared.
+        read: Whether all objects are read and hashed; otherwise only those of which the bucket has no checksum of its
+            own, as it compares it when they are written.
 
     Raises:
         InputError: If there is no manifest here or there.
@@ -39,7 +40,7 @@ def verify(layout: Layout, bucket: Bucket, *, read: bool = False) -> None:
 
     def check(key: str) -> None:
         problems = [
-            *_problems_there(bucket, entries[key], read=read),
+            *_problems_there(bucket, entries[key], lambda stored: read or not stored.checksum),
             *_problems_listed(bucket, entries[key], there.get(key)),
             *_problems_here(layout.root, here.get(key)),
         ]
@@ -74,7 +75,7 @@ def whole_elsewhere(layout: Layout, s3: S3 | None) -> set[str]:
         with Bucket(root, address) as bucket:
 
             def check(entry: Entry, bucket: Bucket = bucket) -> None:
-                if not any(_problems_there(bucket, entry, read=False)):
+                if not any(_problems_there(bucket, entry, lambda stored: False)):
                     whole.add(entry["save_dir"])
 
             failures = parallel.for_each("verify", entries, check, bucket.traffic)
@@ -83,11 +84,12 @@ def whole_elsewhere(layout: Layout, s3: S3 | None) -> set[str]:
     return whole
 
 
-def _problems_there(bucket: Bucket, entry: Entry, *, read: bool) -> Iterator[str]:
+def _problems_there(bucket: Bucket, entry: Entry, doubts: Callable[[Stored], bool]) -> Iterator[str]:
+    """Yield what is wrong with a request's objects; those that are in doubt are read."""
     for path, file in manifest.paths(entry):
         stored = bucket.stored(path)
         problem = bucket.problem(path, stored, file["bytes"], file["sha256"])
-        if problem is None and read and bucket.sha256(path, file["bytes"]) != file["sha256"]:
+        if problem is None and stored and doubts(stored) and bucket.sha256(path, file["bytes"]) != file["sha256"]:
             problem = f"{bucket.uri(path)} has other content than its checksum says"
         if problem:
             yield problem
