@@ -1,6 +1,6 @@
 """Sends activations and results to a bucket; what is there already, and whole, is not sent again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def activations(layout: Layout, bucket: Bucket, *, replace: bool = False, delete
     # Where files are missing, the next run is to name those that are there too.
     failures = failures or unnamed
     if not failures:
-        _drop_leftovers(bucket, folder, whole)
+        _drop_leftovers(bucket, folder, {path for entry in whole.values() for path, _ in manifest.paths(entry)})
     say(f"push: {len(sender.sent)} files sent, {len(sender.kept)} were there")
     parallel.report("push", failures, len(entries), where)
     if delete_local:
@@ -61,9 +61,8 @@ def _publish(name: str, bucket: Bucket, whole: Manifest, *, replace: bool) -> di
     return {}
 
 
-def _drop_leftovers(bucket: Bucket, folder: str, whole: Manifest) -> None:
-    """Give up uploads that were broken off of what is there now; what can't be given up now is left to prune."""
-    keys = {path for entry in whole.values() for path, _ in manifest.paths(entry)}
+def _drop_leftovers(bucket: Bucket, folder: str, keys: Set[str]) -> None:
+    """Give up uploads that were broken off of what is there now; a later push tries what fails."""
     with suppress(RunError):
         bucket.delete([listed for listed in bucket.unfinished(folder) if listed.key in keys])
 
@@ -87,6 +86,8 @@ def results(layout: Layout, bucket: Bucket, *, replace: bool = False) -> None:
         there = parallel.patiently("push-results", lambda: {one.key for one in bucket.list(f"{layout.name}/")})
     sender = Sender(bucket, layout.root, there, replace=True)
     failures = parallel.for_each("push-results", paths, sender.send_result, bucket.traffic)
+    if not failures:
+        _drop_leftovers(bucket, f"{layout.name}/", paths.keys())
     say(f"push-results: {len(sender.sent)} files sent, {len(sender.kept)} were there")
     parallel.report("push-results", failures, len(paths), where)
 

@@ -52,6 +52,14 @@ def test_of_two_who_push_results_at_once_the_later_one_sees_the_other(
     assert [listed.key for listed in bucket.list("nano/")] == ["nano/experiment_config.json"]
 
 
+def test_uploads_of_results_that_were_broken_off_are_given_up(layout: Layout, bucket: Bucket) -> None:
+    write(layout, "one", report="1")
+    for name in ("report.json", "somebody-elses.json"):
+        bucket._client.create_multipart_upload(Bucket=bucket._name, Key=f"{bucket._prefix}nano/{name}")
+    push.results(layout, bucket)
+    assert [one.key for one in bucket.unfinished("")] == ["nano/somebody-elses.json"]
+
+
 def test_results_here_are_not_written_over(layout: Layout, other: Layout, bucket: Bucket) -> None:
     write(layout, "one", report="1", more="1")
     push.results(layout, bucket)
