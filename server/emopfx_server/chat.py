@@ -77,7 +77,8 @@ def chat_job(preparation: Preparation, body: ChatRequest) -> tuple[Job, ChatShap
     preparation.check_length(body.size(), "messages")
     prompt = tokenize(loaded, body.messages)
     asked = body.max_completion_tokens or body.max_tokens
-    room = preparation.room(len(prompt), asked, "messages")
+    field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+    room = preparation.room(len(prompt), asked, "messages", field)
     params = preparation.sampling(body, asked or min(room, DEFAULT_MAX_TOKENS))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     job = preparation.job(body, [prompt], replace(params, logprobs=logprobs))
@@ -108,5 +109,9 @@ def _refuse_unsupported(body: ChatRequest) -> None:
     for field in ("tools", "functions"):
         if getattr(body, field):
             raise ApiError(400, f"{field}: this server calls no tools; leave the field out.", param=field)
+    if body.tool_choice not in (None, "none", "auto"):
+        raise ApiError(400, "tool_choice: this server calls no tools; leave the field out.", param="tool_choice")
+    if any(message.tool_calls for message in body.messages):
+        raise ApiError(400, "messages: this server calls no tools; leave tool_calls out.", param="messages")
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs to be true.", param="top_logprobs")

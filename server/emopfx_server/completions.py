@@ -1,6 +1,7 @@
 """``POST /v1/completions``: bare prompts as text or token ids, and the answers in OpenAI's older shape."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from emopfx_server.answering import Piece
@@ -26,6 +27,7 @@ class CompletionShape:
 
     def __init__(self, loaded: LoadedModel, body: CompletionRequest) -> None:
         self._tokenizer = loaded.tokenizer
+        self._given = [prompt for prompt in _prompts(body) for _ in range(body.n)]
         self._echo = bool(body.echo)
         self._wants_logprobs = body.logprobs is not None
         self._prompt_only = body.max_tokens == 0
@@ -34,29 +36,27 @@ class CompletionShape:
         """A whole answer, behind the prompt if that was asked for."""
         answer = outcome.answer
         text = "" if self._prompt_only else answer.text
-        logprobs = self._logprobs(request, answer) if self._wants_logprobs else None
+        logprobs = self._logprobs(index, request, answer) if self._wants_logprobs else None
         if self._echo:
-            text = self._prompt(request) + text
+            text = self._prompt(index) + text
         reason = "length" if self._prompt_only else answer.finish_reason
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _logprobs(self, request: Request, answer: Answer) -> dict[str, Any]:
+    def _logprobs(self, index: int, request: Request, answer: Answer) -> dict[str, Any]:
         """Those of the answer's tokens, behind the prompt's if they were asked for."""
         told = [] if self._prompt_only else answer.logprobs
         answered = Decoding(self._tokenizer)
         answered.feed([one["token"] for one in told])
         if not self._echo:
             return completion_logprobs(self._tokenizer, told, answered.offsets)
-        prompt = Decoding(self._tokenizer, special=True)
-        prompt.feed(request.prompt)
-        begin = len(self._prompt(request))
-        offsets = [*prompt.offsets, *(begin + offset for offset in answered.offsets)]
+        begin = len(self._prompt(index))
+        offsets = [*self._prompt_offsets(index), *(begin + offset for offset in answered.offsets)]
         told = [*answer.prompt_logprobs, *told]
         return completion_logprobs(self._tokenizer, told, offsets, first=request.prompt[0])
 
     def opening(self, index: int, request: Request) -> dict[str, Any]:
         """What a stream begins an answer with: the prompt, if that was asked for."""
-        text = self._prompt(request) if self._echo else ""
+        text = self._prompt(index) if self._echo else ""
         return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
 
     def delta(self, index: int, piece: Piece) -> dict[str, Any]:
@@ -74,9 +74,23 @@ class CompletionShape:
         """How many generated tokens count: none when only the prompt was asked about."""
         return 0 if self._prompt_only else outcome.answer.completion_tokens
 
-    def _prompt(self, request: Request) -> str:
-        text: str = self._tokenizer.decode(request.prompt)
+    def _prompt(self, index: int) -> str:
+        """The prompt as it was given, or what its token ids say."""
+        given = self._given[index]
+        text: str = given if isinstance(given, str) else self._tokenizer.decode(given)
         return text
+
+    def _prompt_offsets(self, index: int) -> list[int]:
+        """How many characters of the prompt came before each of its tokens."""
+        given = self._given[index]
+        if isinstance(given, str) and self._tokenizer.is_fast:
+            spans = self._tokenizer(given, return_offsets_mapping=True)["offset_mapping"]
+            # A token begins where the one before ended, though some tokenizers leave the space between them out; or
+            # with it, where both are of one character.
+            return [0, *(min(start, end) for (_, end), (start, _) in pairwise(spans))]
+        decoding = Decoding(self._tokenizer, special=True)
+        decoding.feed(self._tokenizer.encode(given) if isinstance(given, str) else given)
+        return decoding.offsets
 
 
 def completion_job(preparation: Preparation, body: CompletionRequest) -> tuple[Job, CompletionShape]:

@@ -34,7 +34,14 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return await refused(request, ApiError(error.status_code, f"{request.url.path}: {error.detail}."))
+        if error.status_code == 413:
+            return await refused(request, ApiError(413, f"{error.detail}.", code="request_too_large"))
+        if error.status_code == 400:  # FastAPI's own, where Python can't read the body
+            message = "The body is not JSON in UTF-8, or is compressed, or nested too deeply."
+            return await refused(request, ApiError(400, message, code="invalid_json"))
+        answer = await refused(request, ApiError(error.status_code, f"{request.url.path}: {error.detail}."))
+        answer.headers.update(error.headers or {})
+        return answer
 
 
 def invalid_body(errors: Sequence[Any]) -> ApiError:
@@ -44,6 +51,8 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
     """
     if errors[0]["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON.", code="invalid_json")
+    if errors[0]["type"] == "missing" and not _field(errors[0]):
+        return ApiError(400, "The body is missing; send a JSON object.", code="invalid_json")
     if isinstance(errors[0]["input"], bytes):
         return ApiError(400, "The body must be sent with the content type application/json.", code="invalid_json")
     first = _field(errors[0])
@@ -51,7 +60,8 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
     reasons = dict.fromkeys(error["msg"] for error in errors if _field(error) == _field(deepest))
     reason = " or ".join(reasons).replace(" or Input should be ", " or ").replace("Value error, ", "")
     where = ".".join(_field(deepest))
-    message = f"{where or 'The body'}: {reason}, not {_SHORT.repr(deepest['input'])}."
+    given = "" if deepest["type"] == "missing" else f", not {_SHORT.repr(deepest['input'])}"
+    message = f"{where or 'The body'}: {reason}{given}."
     return ApiError(400, message, param=where or None, code="invalid_value")
 
 

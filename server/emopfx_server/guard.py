@@ -16,6 +16,8 @@ from emopfx_server.schemas import ApiError
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
+_LOGGED = 200  # characters of a path
+
 _log = logging.getLogger(__name__)
 
 
@@ -71,7 +73,7 @@ class Guard:
         except Exception:
             if status:  # too late for another answer; uvicorn logs it and breaks off
                 raise
-            _log.exception("%s %s failed", scope["method"], scope["path"])
+            _log.exception("%s %s failed", scope["method"], _target(scope))
             failure = ApiError(500, "The server failed; its log says why.", code="internal_error")
             await JSONResponse(failure.body(), failure.status)(scope, receive, send_named)
         finally:
@@ -79,7 +81,7 @@ class Guard:
             self._metrics.requests.labels(path, status).inc()
             level = logging.DEBUG if path in OPEN_PATHS else logging.INFO
             seconds = time.monotonic() - start
-            _log.log(level, "%s %s: %s after %.3f s", scope["method"], scope["path"], status or "hung up", seconds)
+            _log.log(level, "%s %s: %s after %.3f s", scope["method"], _target(scope), status or "hung up", seconds)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
@@ -110,3 +112,9 @@ class Guard:
 
     def _too_large(self) -> str:
         return f"The body is larger than the {self._max_body_bytes:,} bytes that this server reads."
+
+
+def _target(scope: Scope) -> str:
+    """The path as it was sent, which can't end a line of the log."""
+    target: str = scope["raw_path"].decode("latin-1")
+    return target if len(target) <= _LOGGED else f"{target[:_LOGGED]}…"

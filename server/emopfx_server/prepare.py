@@ -198,8 +198,14 @@ class Preparation:
                 code="context_length_exceeded",
             )
 
-    def room(self, prompt_tokens: int, asked: int | None, param: str) -> int:
+    def room(self, prompt_tokens: int, asked: int | None, param: str, field: str = "max_tokens") -> int:
         """How many tokens may follow the prompt.
+
+        Args:
+            prompt_tokens: The prompt's length.
+            asked: How many were asked for.
+            param: The field that holds the prompt.
+            field: The field in which they were asked for.
 
         Raises:
             ApiError: 400 when none may, or fewer than were asked for.
@@ -207,12 +213,12 @@ class Preparation:
         context = self.engine.context_length
         room = context - prompt_tokens
         if room < 1 or (asked is not None and asked > room):
-            wanted = f" and max_tokens is {asked:,}" if asked else ""
+            wanted = f" and {field} is {asked:,}" if asked else ""
             raise ApiError(
                 400,
                 f"The prompt has {prompt_tokens:,} tokens{wanted}, but prompt and answer share a context of "
                 f"{context:,} tokens.",
-                param=param if room < 1 else "max_tokens",
+                param=param if room < 1 else field,
                 code="context_length_exceeded",
             )
         return room

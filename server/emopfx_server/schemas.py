@@ -73,6 +73,7 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
+    tool_calls: list[Any] | None = Field(None, exclude=True)
 
     def text(self) -> str:
         """The content as one string."""
@@ -216,6 +217,7 @@ class ChatRequest(Generation):
     response_format: ResponseFormat | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
+    tool_choice: Any = Field(None, exclude=True)
 
     def size(self) -> int:
         """How much there is to be turned into tokens, in characters."""
@@ -226,11 +228,14 @@ def _of_one_kind(prompt: Any) -> Any:
     """Of a prompt that is of no kind at all, pydantic says what is wrong with it as each of the kinds."""
     if not isinstance(prompt, str) and not (isinstance(prompt, list) and set(map(type, prompt)) in _PROMPT_KINDS):
         raise ValueError("give a text, a list of token ids, or a list of either")
+    if set(map(type, prompt)) != {int} and not isinstance(prompt, str) and len(prompt) > _MOST_PROMPTS:
+        raise ValueError(f"give at most {_MOST_PROMPTS:,} prompts")
     return prompt
 
 
 _PROMPT_KINDS: tuple[set[type], ...] = ({str}, {int}, {list})
-_Prompt = str | list[int] | Annotated[list[str] | list[list[int]], Field(max_length=1024)]
+_MOST_PROMPTS = 1024
+_Prompt = str | list[int] | list[str] | list[list[int]]
 
 
 class CompletionRequest(Generation):

@@ -269,6 +269,9 @@ def test_listing(tiny_server: RunningServer) -> None:
         ({"messages": [{"role": "tool", "content": "x"}]}, ["role"]),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, ["'text'"]),
         ({"messages": []}, ["messages"]),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, ["tool_calls"]),
+        ({"tool_choice": "required"}, ["tool_choice", "leave the field out"]),
+        ({"max_completion_tokens": 10**6}, ["max_completion_tokens is 1,000,000"]),
         ({"messages": [{"role": "king", "content": "x"}]}, ["role", "'system'"]),
         ({"ndif": {"layers": [4096]}}, ["4096", "numbered 0 to"]),
         ({"ndif": {"layers": "9:9"}}, ["'9:9'", "numbered 0 to"]),
@@ -282,6 +285,7 @@ def test_listing(tiny_server: RunningServer) -> None:
         ({"ndif": {"hook_points": ["attn.output"]}}, ["'attn.output'", "input_layernorm.output", "mlp.output"]),
         ({"ndif": {"hook_points": []}}, ["hook_points"]),
         ({"ndif": {"positions": ["1-2"]}}, ["'1-2'", "'0:16'"]),
+        ({"ndif": {"positions": ["5:2"]}}, ["ndif.positions", "'5:2' is a range of no positions"]),
         ({"ndif": {"positions": "first"}}, ["positions"]),
         ({"ndif": {"dtype": "int8"}}, ["dtype", "bfloat16"]),
         ({"ndif": {"save_dir": "../x"}}, ["'../x/", "inside"]),
@@ -321,10 +325,27 @@ def test_another_model_is_not_found(tiny_server: RunningServer) -> None:
     assert refusal(ask(tiny_server, model="gpt-9"), 404).count("'tiny'") == 1
 
 
-def test_broken_json_is_refused(tiny_server: RunningServer) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "not valid JSON"),
+        (b"", "body is missing"),
+        ('{"messages": "é"}'.encode("latin-1"), "not JSON in UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"{}", "messages: Field required."),
+    ],
+)
+def test_a_body_that_is_none_is_refused(tiny_server: RunningServer, content: bytes, words: str) -> None:
     with tiny_server.client() as client:
-        response = client.post("/v1/chat/completions", content="{", headers={"content-type": "application/json"})
-    assert "JSON" in refusal(response)
+        response = client.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+    assert words in refusal(response)
+
+
+def test_another_method_is_told_which_are_allowed(tiny_server: RunningServer) -> None:
+    with tiny_server.client() as client:
+        response = client.get("/v1/chat/completions")
+    assert "Method Not Allowed" in refusal(response, 405)
+    assert response.headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,16 @@ def failing_app() -> FastAPI:
     return app
 
 
+def test_no_path_makes_a_line_of_the_log(tiny_server: RunningServer) -> None:
+    with tiny_server.client() as http:
+        refusal(http.get(f"/v1/models/x%0AFORGED%00{'x' * 3000}%0Aend"), 404)
+        refusal(http.get("/v1/models/then"), 404)
+    log = log_with(tiny_server, "/v1/models/then")
+    assert not any(line.startswith(("FORGED", "end")) for line in log.splitlines())
+    assert "\0" not in log
+    assert "x" * 300 not in log
+
+
 def test_what_nobody_foresaw_is_logged_named_counted_and_answered(caplog: pytest.LogCaptureFixture) -> None:
     async def ask(path: str) -> httpx.Response:
         transport = httpx.ASGITransport(app)  # which raises whatever is left to raise

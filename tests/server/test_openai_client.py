@@ -201,12 +201,29 @@ def test_how_likely_prompts_are_as_evaluation_harnesses_ask(
             assert math.isfinite(value)
 
 
+def test_a_prompt_is_echoed_as_it_was_given(client: openai.OpenAI) -> None:
+    prompts = ["☃ Tom has  😀 héllo\u2028x", "Tom has 3 apples."]
+    answer = client.completions.create(model="tiny", prompt=prompts, max_tokens=3, n=2, logprobs=0, echo=True)
+    for choice in answer.choices:
+        prompt = prompts[choice.index // 2]
+        assert choice.text.startswith(prompt)
+        assert choice.logprobs is not None
+        assert choice.logprobs.tokens is not None
+        offsets = choice.logprobs.text_offset
+        assert offsets is not None
+        assert offsets[-3] == len(prompt)
+        assert offsets == sorted(offsets)
+        assert len(offsets) == len(choice.logprobs.tokens)
+
+
 def test_completions_refuse_what_they_cannot_do(client: openai.OpenAI) -> None:
     create: Any = client.completions.create
     for fields, words in (
         ({"prompt": [10**6]}, "token ids go from 0"),
         ({"prompt": ""}, "no tokens"),
         ({"prompt": []}, "prompt"),
+        ({"prompt": ["a"] * 1025}, "at most 1,024 prompts"),
+        ({"prompt": [[1]] * 1025}, "at most 1,024 prompts"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "best_of": 3}, "best_of"),
         ({"prompt": "a", "max_tokens": 0}, "needs echo"),

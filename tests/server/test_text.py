@@ -48,6 +48,16 @@ def test_tokens_have_their_bytes_and_their_places(text: str) -> None:
     assert decoding.offsets == [place for place, character in enumerate(text) for _ in character.encode()]
 
 
+def test_special_tokens_are_not_decoded_again_with_those_that_follow() -> None:
+    tokenizer = tokenizer_of_tiny()
+    special, tom = tokenizer.all_special_ids[0], tokenizer.encode("Tom has", add_special_tokens=False)
+    decoding = Decoding(tokenizer)
+    decoding.feed([special] * 3 + tom[:1] + [special] + tom[1:])
+    assert decoding.text == "Tom has"
+    assert decoding.offsets == [0, 0, 0, 0, 3, 3]
+    assert len(decoding._tokens) == 2
+
+
 def test_words_have_no_bytes_of_their_own() -> None:
     tokenizer = tokenizer_of_tiny()
     assert token_bytes(tokenizer, tokenizer.encode("Tom", add_special_tokens=False)[0]) is None

@@ -30,6 +30,7 @@ class Decoding:
         self.text = ""
         self.offsets: list[int] = []
         self._tokenizer = tokenizer
+        self._silent = frozenset() if special else frozenset(tokenizer.all_special_ids)
         self._special = special
         self._tokens: list[int] = []
         self._start = 0  # of the tokens that are decoded again, so that a token's text may depend on the one before
@@ -38,8 +39,10 @@ class Decoding:
     def feed(self, tokens: Sequence[int]) -> None:
         """Add tokens."""
         for token in tokens:
-            self._tokens.append(token)
             self.offsets.append(len(self.text))
+            if token in self._silent:  # it would be decoded again with every token that follows
+                continue
+            self._tokens.append(token)
             before = self._decode(self._tokens[self._start : self._read])
             now = self._decode(self._tokens[self._start :])
             if len(now) > len(before) and not now.endswith(UNFINISHED):
