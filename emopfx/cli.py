@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -294,6 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except SystemExit as end:
         if end.code == INTERRUPTED:
             say("emopfx: stopped; what is finished is kept, and the same command goes on from there")
+            if any(thread.name.startswith("s3-") for thread in threading.enumerate()):
+                os._exit(INTERRUPTED)  # or Python would wait for them, and they for an answer
         raise
     sys.exit(0)
 

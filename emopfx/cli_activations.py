@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from emopfx import config, record
@@ -46,11 +47,14 @@ def push(
     """Send what the bucket does not have yet."""
     # boto3 takes a while to import, and most commands don't need it.
     from emopfx.storage import push as pushing
+    from emopfx.storage.results import refuse_other_config
 
     layout = _layout(results, name)
     if not layout.folder.is_dir():
         raise InputError(f"there is no experiment {name} in {results}")
     with _bucket(layout, uri, endpoint_url, bandwidth) as bucket, record.lock(layout):
+        if with_results and not replace:
+            refuse_other_config(layout, bucket)
         pushing.activations(layout, bucket, replace=replace, delete_local=delete_local)
         if with_results:
             pushing.results(layout, bucket, replace=replace)
@@ -76,12 +80,15 @@ def pull(
 ) -> None:
     """Bring here what is not here yet, and check it."""
     from emopfx.storage import pull as pulling
+    from emopfx.storage.results import refuse_other_config
 
-    selection = pulling.Selection(_names(variants), _names(samples), _numbers(layers))
+    selection = pulling.Selection(_names("variants", variants), _names("samples", samples), _numbers(layers))
     if results_only and selection != pulling.Selection():
         raise InputError("--results-only takes no --variants, --samples and --layers: it brings no activations")
     layout = _layout(results, name)
     with _bucket(layout, uri, endpoint_url, bandwidth) as bucket:
+        if (with_results or results_only) and not replace:
+            refuse_other_config(layout, bucket)
         if results_only:
             pulling.addresses(layout, bucket, replace=replace)
         else:
@@ -131,7 +138,7 @@ def prune(
     uri: Uri = None,
     endpoint_url: Endpoint = None,
     results: Results = RESULTS,
-    older_than: Annotated[float, typer.Option(min=0, help="Leave alone what is younger, in hours.")] = 24,
+    older_than: Annotated[float, typer.Option(min=0, max=876_000, help="Leave alone what is younger, in hours.")] = 24,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only list.")] = False,
 ) -> None:
     """Delete objects that no manifest entry names, and uploads that were never finished."""
@@ -154,22 +161,33 @@ def _bucket(
 ) -> "Iterator[Bucket]":
     from emopfx.storage.s3 import Bucket
 
-    kept = Record.read(layout) if layout else None
-    recorded = config.Storage.model_validate(kept.content["config"].get("storage", {})).s3 if kept else None
-    if uri is None and recorded is None:
-        raise InputError("say which bucket: --uri s3://bucket/prefix, or storage.s3.uri in the experiment's config")
-    if uri is None and recorded is not None:
+    if uri is None:
+        recorded = _recorded(layout) if layout else None
+        if recorded is None:
+            raise InputError("say which bucket: --uri s3://bucket/prefix, or storage.s3.uri in the experiment's config")
         uri, endpoint_url = recorded.uri, endpoint_url or recorded.endpoint_url
-    with Bucket(str(uri), endpoint_url, megabytes and megabytes * 1e6) as bucket:
+    with Bucket(uri, endpoint_url, megabytes and megabytes * 1e6) as bucket:
         yield bucket
 
 
-def _names(text: str | None) -> frozenset[str]:
-    return frozenset(part.strip() for part in (text or "").split(",") if part.strip())
+def _recorded(layout: Layout) -> config.S3 | None:
+    """Return what the record of an experiment says of S3."""
+    try:
+        kept = Record.read(layout)
+        return config.Storage.model_validate(kept.content["config"].get("storage", {})).s3 if kept else None
+    except (KeyError, AttributeError, TypeError, ValidationError):
+        raise InputError(f"{layout.record} is no record of an experiment; say which bucket: --uri s3://…") from None
+
+
+def _names(flag: str, text: str | None) -> frozenset[str]:
+    names = frozenset(part.strip() for part in (text or "").split(",") if part.strip())
+    if text is not None and not names:
+        raise InputError(f"--{flag} names nothing; leave it out to take all")
+    return names
 
 
 def _numbers(text: str | None) -> frozenset[int]:
-    names = _names(text)
+    names = _names("layers", text)
     if not all(name.isdecimal() for name in names):
         raise InputError(f"--layers takes numbers with commas between them, as in 0,12, got {text!r}")
     return frozenset(int(name) for name in names)

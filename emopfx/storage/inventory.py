@@ -1,11 +1,12 @@
 """What a bucket has of an experiment: whether it is whole, how much it is, and what is there in vain."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from emopfx.config import S3
@@ -14,7 +15,7 @@ from emopfx.layout import Layout
 from emopfx.progress import say
 from emopfx.storage import files, manifest, parallel
 from emopfx.storage.manifest import Entry, Manifest
-from emopfx.storage.objects import Listed, Stored
+from emopfx.storage.objects import Listed
 from emopfx.storage.s3 import Bucket
 
 
@@ -40,7 +41,7 @@ def verify(layout: Layout, bucket: Bucket, *, read: bool = False) -> None:
 
     def check(key: str) -> None:
         problems = [
-            *_problems_there(bucket, entries[key], lambda stored: read or not stored.checksum),
+            *_problems_there(bucket, entries[key], read=read, strict=True),
             *_problems_listed(bucket, entries[key], there.get(key)),
             *_problems_here(layout.root, here.get(key)),
         ]
@@ -75,7 +76,7 @@ def whole_elsewhere(layout: Layout, s3: S3 | None) -> set[str]:
         with Bucket(root, address) as bucket:
 
             def check(entry: Entry, bucket: Bucket = bucket) -> None:
-                if not any(_problems_there(bucket, entry, lambda stored: False)):
+                if not any(_problems_there(bucket, entry)):
                     whole.add(entry["save_dir"])
 
             failures = parallel.for_each("verify", entries, check, bucket.traffic)
@@ -84,12 +85,11 @@ def whole_elsewhere(layout: Layout, s3: S3 | None) -> set[str]:
     return whole
 
 
-def _problems_there(bucket: Bucket, entry: Entry, doubts: Callable[[Stored], bool]) -> Iterator[str]:
-    """Yield what is wrong with a request's objects; those that are in doubt are read."""
+def _problems_there(bucket: Bucket, entry: Entry, *, read: bool = False, strict: bool = False) -> Iterator[str]:
     for path, file in manifest.paths(entry):
         stored = bucket.stored(path)
-        problem = bucket.problem(path, stored, file["bytes"], file["sha256"])
-        if problem is None and stored and doubts(stored) and bucket.sha256(path, file["bytes"]) != file["sha256"]:
+        problem = bucket.problem(path, stored, file["bytes"], file["sha256"], strict=strict)
+        if problem is None and read and bucket.sha256(path, file["bytes"]) != file["sha256"]:
             problem = f"{bucket.uri(path)} has other content than its checksum says"
         if problem:
             yield problem
@@ -121,19 +121,19 @@ def show(bucket: Bucket, name: str, console: Console) -> None:
         raise InputError(f"{bucket.root} has no activations of {name}; emopfx activations ls lists what it has")
     listed = parallel.patiently("ls", lambda: list(bucket.list(f"{name}/activations/")))
     sizes = {item.key: item.bytes for item in listed}
-    table = Table("variant", "requests", "complete", "bytes", title=bucket.uri(name), box=box.SIMPLE_HEAD)
+    table = Table("variant", "requests", "complete", "bytes", title=escape(bucket.uri(name)), box=box.SIMPLE_HEAD)
     for variant in dict.fromkeys(key.split("/")[0] for key in entries):
         found = [entry for key, entry in entries.items() if key.split("/")[0] == variant]
         complete = sum(all(sizes.get(path) == file["bytes"] for path, file in manifest.paths(e)) for e in found)
         amount = sum(sizes.get(path, 0) for entry in found for path, _ in manifest.paths(entry))
-        table.add_row(variant, str(len(found)), str(complete), f"{amount:,}")
+        table.add_row(escape(variant), str(len(found)), str(complete), f"{amount:,}")
     console.print(table)
 
 
 def show_all(bucket: Bucket, console: Console) -> None:
     """Print the experiments that are in a bucket."""
     for name in parallel.patiently("ls", lambda: list(bucket.folders())):
-        console.print(bucket.uri(name), markup=False)
+        console.print(bucket.uri(name), markup=False, soft_wrap=True)
 
 
 def prune(bucket: Bucket, name: str, *, older_than: timedelta, delete: bool) -> None:
@@ -152,7 +152,7 @@ def prune(bucket: Bucket, name: str, *, older_than: timedelta, delete: bool) -> 
     if manifest.read_remote(bucket, name) is None:
         raise InputError(f"{bucket.root} has no activations of {name}")
     folder, latest = f"{name}/activations/", datetime.now(UTC) - older_than
-    everything: list[Listed] = [*bucket.list(folder), *bucket.unfinished(folder)]
+    everything: list[Listed] = [*bucket.list(folder), *bucket.unfinished(f"{name}/")]
     # Read after the listing: what was pushed in between is named by then.
     entries = manifest.read_remote(bucket, name) or {}
     named = {path for entry in entries.values() for path, _ in manifest.paths(entry)}

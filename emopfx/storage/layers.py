@@ -78,7 +78,7 @@ def fetch(bucket: Bucket, key: str, path: Path, layers: Set[int], file: File, be
         RunError: If it lacks a layer, or is no safetensors file.
     """
     stored = bucket.stored(key)
-    problem = bucket.problem(key, stored, file["bytes"], file["sha256"])
+    problem = bucket.problem(key, stored, file["bytes"], file["sha256"], strict=True)
     if problem:
         raise OtherContent(problem)
     whole = tensors.read(lambda start, length: bucket.piece(key, start, length, of=stored)[0], bucket.uri(key))

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from emopfx.config import read_endpoint, read_s3_uri
 from emopfx.errors import InputError, RunError
-from emopfx.layout import Layout, json_text, read_json, write_json
+from emopfx.layout import Layout, json_text, write_json
 from emopfx.storage.files import METADATA
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.s3_errors import Taken
@@ -109,7 +109,13 @@ def here(layout: Layout) -> Manifest:
     Raises:
         NoManifestError: If it is none.
     """
-    return checked(read_json(layout.manifest) or {}, layout.name, str(layout.manifest))
+    try:
+        value = json.loads(layout.manifest.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise NoManifestError(f"{layout.manifest} is no JSON; delete it, and generate or pull makes it anew") from None
+    return checked(value, layout.name, str(layout.manifest))
 
 
 def read_remote(bucket: Bucket, name: str) -> Manifest | None:

@@ -77,11 +77,11 @@ def _try(
                 progress.advance()
         left |= {futures[future]: "not tried" for future in futures if future.cancelled()}
     except BaseException:
-        # What is under way ends in the middle of a file.
+        # What is under way ends in the middle of a file, and is not waited for: S3 may never answer.
         traffic.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
         raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    pool.shutdown()
     return failures, left, back
 
 

@@ -41,8 +41,8 @@ class Parts:
         self._slots = threading.BoundedSemaphore(WORKERS)
 
     def close(self) -> None:
-        """Begin nothing more, and wait for what is under way."""
-        self._pool.shutdown(cancel_futures=True)
+        """Begin nothing more, and wait for what is under way, unless all is stopped."""
+        self._pool.shutdown(wait=not self._traffic.stopped, cancel_futures=True)
 
     def stream(self, read: Callable[[int, int], Sequence[bytes]], start: int, end: int) -> Generator[bytes]:
         """Yield the bytes of a range in order, while the next parts of it are read.

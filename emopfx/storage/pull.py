@@ -128,6 +128,9 @@ class Receiver:
 
     def receive(self, entry: Entry) -> None:
         """Fetch a request's files; metadata.json comes last and marks them as whole."""
+        here = self._here.get(entry["save_dir"])
+        if here and not self._replace and here["files"] != entry["files"] and self._is_here(here):
+            raise RunError(f"{self._root / entry['save_dir']} has other content; pull --replace writes over it")
         received = manifest.in_bucket(entry, self._bucket)
         layers_only = bool(self._layers) and not self._is_here(entry)
         for path, file in manifest.paths(entry):

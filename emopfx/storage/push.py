@@ -31,7 +31,10 @@ def activations(layout: Layout, bucket: Bucket, *, replace: bool = False, delete
         InputError: If there is no manifest, or the bucket has an experiment of that name and another config.
         RunError: If something is not there in the end; the message lists it.
     """
-    entries = {key: entry for key, entry in manifest.read(layout).items() if "layers" not in entry}
+    here = manifest.read(layout)
+    entries = {key: entry for key, entry in here.items() if "layers" not in entry}
+    if partial := len(here) - len(entries):
+        say(f"push: {partial} of {len(here)} requests are here by some of their layers only, and are not sent")
     folder, where = f"{layout.name}/activations/", f"are not in {bucket.root}"
     with parallel.all_or_listed("push", entries, where):
         parallel.patiently("push", lambda: manifest.merged_into(bucket, layout.name, entries, replace=replace))

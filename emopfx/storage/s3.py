@@ -76,16 +76,17 @@ class Bucket:
             return None
         return Stored.of(head, head["ContentLength"])
 
-    def problem(self, key: str, stored: Stored | None, size: int, sha256: str) -> str | None:
+    def problem(self, key: str, stored: Stored | None, size: int, sha256: str, *, strict: bool = False) -> str | None:
         """Return what is wrong with an object that should have this content, None if nothing is.
 
-        It is read only if nothing is known of its content.
+        It is read if nothing is known of its content, or, where it is `strict`, only what its writer has said.
         """
         if stored is None:
             return f"{self.uri(key)} is missing"
         if stored.bytes != size:
             return f"{self.uri(key)} has {stored.bytes} bytes, not {size}"
-        if (stored.sha256 or self.sha256(key, size)) != sha256:
+        known = stored.sha256 if stored.checksum or not strict else None
+        if (known or self.sha256(key, size)) != sha256:
             return f"{self.uri(key)} has other content than its checksum says"
         return None
 

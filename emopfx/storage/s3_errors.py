@@ -64,6 +64,8 @@ def explained(root: str, key: str = "") -> Iterator[None]:
     except NoCredentialsError:
         raise Unavailable(f"{root}: boto3 found no credentials (environment, profile, role)") from None
     except (HTTPClientError, ConnectionError) as error:
+        if "Invalid header value" in str(error):  # which it would go on to show
+            raise Unavailable(f"{root}: the credentials hold what no header may, such as the end of a line") from None
         raise Away(f"{root}: {without_user(str(error))}") from None
     except BotoCoreError as error:
         raise Unavailable(f"{root}: {without_user(str(error))}") from None

@@ -44,7 +44,7 @@ class Sender:
             if self._put(key, sha256, None):
                 return
             stored = self._bucket.stored(key)
-        if self._bucket.problem(key, stored, size, sha256) is None:
+        if self._bucket.problem(key, stored, size, sha256, strict=self._replace) is None:
             self.kept.append(key)
             return
         if stored is None:

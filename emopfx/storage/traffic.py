@@ -20,6 +20,11 @@ class Traffic:
         self._limit, self._free_at, self._lock = limit, 0.0, threading.Lock()
         self._stopped = threading.Event()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether no more bytes are let through."""
+        return self._stopped.is_set()
+
     def stop(self) -> None:
         """Let no more bytes through."""
         self._stopped.set()

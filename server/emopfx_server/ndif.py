@@ -74,7 +74,9 @@ def capture_spec(ndif: Ndif, defaults: CaptureDefaults, loaded: LoadedModel) -> 
 def _check_positions(positions: str | list[str], param: str) -> None:
     try:
         for text in positions if isinstance(positions, list) else []:
-            parse_range(text)
+            start, stop = parse_range(text)
+            if start >= stop:
+                raise ValueError(f"{text!r:.40} is a range of no positions")
     except ValueError as error:
         raise ApiError(400, f"{param}: {error}.", param=param) from error
 
