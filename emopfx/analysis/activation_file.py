@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ Floats = npt.NDArray[np.float32]
 SITE = re.compile(r"layers\.(\d{1,9})\.(.+)")
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 LARGEST_METADATA = 1 << 26
+# What is read in vain rather than to ask once more: about what a disk reads ahead, or a quarter of what is wanted.
+VAIN_BYTES, VAIN_SHARE = 1 << 17, 0.25
 
 
 class Site(NamedTuple):
@@ -65,6 +68,19 @@ class Tensor(NamedTuple):
     dtype: str
     width: int
 
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes a row has."""
+        return self.width * np.dtype(DTYPES[self.dtype]).itemsize
+
+
+class Place(NamedTuple):
+    """Where all files have the rows of a site: the number of its tensor in their table, its type and width."""
+
+    number: int
+    site: Site
+    tensor: Tensor
+
 
 @dataclass(frozen=True)
 class File:
@@ -96,26 +112,43 @@ class File:
         spans = spans[spans[:, 0] < spans[:, 1]]
         return slice(int(spans[:, 0].min()), int(spans[:, 1].max())) if len(spans) else slice(0, 0)
 
-    def rows(self, source: Readable, index: int, site: Site, tensor: Tensor, positions: Iterable[Positions]) -> Floats:
-        """Return the rows of one tensor at these positions, by one read; raises as `open_file` does.
+    def rows(self, source: Readable, places: Sequence[Place], positions: Iterable[Positions]) -> list[Floats]:
+        """Return the rows of each place at these positions; raises as `open_file` does.
+
+        They come by one read, unless much else lies between them.
 
         Args:
             source: Where the file is.
-            index: The tensor's number in the table.
-            site: Its place.
-            tensor: Its type and width.
+            places: The places.
             positions: Which rows.
         """
         span = self.span(positions)
-        count, dtype = span.stop - span.start, np.dtype(DTYPES[tensor.dtype])
-        size = tensor.width * dtype.itemsize
-        data = exactly(source, self.name, int(self.begins[index]) + span.start * size, count * size)
-        raw = np.frombuffer(data, dtype).reshape(count, tensor.width)
+        starts, lengths = [], []
+        for place in places:
+            size = place.tensor.row_bytes
+            starts.append(int(self.begins[place.number]) + span.start * size)
+            lengths.append((span.stop - span.start) * size)
+        found = _together(source, self.name, starts, lengths)
+        return [self._floats(place, data) for place, data in zip(places, found, strict=True)]
+
+    def _floats(self, place: Place, data: bytes) -> Floats:
+        raw = np.frombuffer(data, DTYPES[place.tensor.dtype]).reshape(-1, place.tensor.width)
         # numpy has no bfloat16: it is the upper half of a float32.
-        values = (raw.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else raw.astype(np.float32)
+        bfloat16 = place.tensor.dtype == "BF16"
+        values = (raw.astype(np.uint32) << 16).view(np.float32) if bfloat16 else raw.astype(np.float32)
         if not np.isfinite(values).all():
-            raise BrokenError(f"{self.name} holds numbers that are not finite in {site.name}")
+            raise BrokenError(f"{self.name} holds numbers that are not finite in {place.site.name}")
         return values
+
+
+def _together(source: Readable, name: str, starts: list[int], lengths: list[int]) -> list[bytes]:
+    """Read several ranges of a file, by one read where that asks for little else."""
+    start = min(starts)
+    length = max(map(add, starts, lengths)) - start
+    if length - sum(lengths) > max(VAIN_BYTES, VAIN_SHARE * sum(lengths)):
+        return [exactly(source, name, *one) for one in zip(starts, lengths, strict=True)]
+    data = memoryview(exactly(source, name, start, length))
+    return [bytes(data[at - start : at - start + size]) for at, size in zip(starts, lengths, strict=True)]
 
 
 def wanted(entry: Mapping[str, object], prompt_tokens: int, completion_tokens: int) -> Wanted:

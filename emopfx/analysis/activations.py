@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from emopfx.analysis import activation_file
-from emopfx.analysis.activation_file import FILE, File, Floats, Positions, Site, Table, Tensor, Wanted
+from emopfx.analysis.activation_file import FILE, File, Floats, Place, Positions, Site, Table, Tensor, Wanted
 from emopfx.analysis.answers import Answer
 from emopfx.analysis.safetensors_header import BrokenError, Readable
 from emopfx.hashing import Json
@@ -158,23 +158,30 @@ class Activations:
     def rows(
         self, site: Site, *positions: Positions, keys: Iterable[str] | None = None
     ) -> Iterator[tuple[str, Floats]]:
-        """Yield the rows of one site, sample by sample, by one ranged read each, some samples ahead.
+        """Yield the rows of one site (see `rows_of`)."""
+        for key, found in self.rows_of([site], *positions, keys=keys):
+            yield key, found[site]
+
+    def rows_of(
+        self, sites: Iterable[Site], *positions: Positions, keys: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, dict[Site, Floats]]]:
+        """Yield the rows of sites, sample by sample, by one ranged read each where they lie close, some samples ahead.
 
         Args:
-            site: The layer and hook point.
+            sites: The layers and hook points.
             positions: Which tokens' rows: `prompt`, `last_prompt`, `generated` (those that passed through the model
                 after the prompt), `last`, `all`; of several, also those between them. What wasn't captured is left
                 out, so there may be none.
             keys: The samples, of which those are left out that can't be read; all by default.
 
         Yields:
-            A sample's key and its rows, `[tokens, width]`, float32. A sample that turns out to be unreadable is left
-            out, and is among the `problems` from then on.
+            A sample's key and each site's rows, `[tokens, width]`, float32. A sample that turns out to be unreadable
+            is left out, and is among the `problems` from then on.
         """
-        tensor, index = self.table[site], self._indices[site]
+        places = [Place(self._indices[site], site, self.table[site]) for site in sites]
 
-        def read(key: str) -> Floats | str:
-            return _guarded(lambda: self._files[key].rows(self.source, index, site, tensor, positions))
+        def read(key: str) -> list[Floats] | str:
+            return _guarded(lambda: self._files[key].rows(self.source, places, positions))
 
         readable = set(self.keys)
         todo = [key for key in (self._files if keys is None else keys) if key in readable]
@@ -182,7 +189,7 @@ class Activations:
             if isinstance(found, str):
                 self.problems[key] = found
             else:
-                yield key, found
+                yield key, {place.site: rows for place, rows in zip(places, found, strict=True)}
 
 
 def open_answers(source: Readable, answers: Iterable[Answer]) -> Activations:

@@ -1,6 +1,6 @@
 """One vector per sample and place: what probes are given to read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,27 +21,34 @@ def available(activations: Activations) -> dict[FeatureName, list[str]]:
     }
 
 
-def read(activations: Activations, site: Site, having: Mapping[FeatureName, list[str]]) -> dict[FeatureName, Floats]:
-    """Read the features at one site, each sample's by one ranged read of no more than they need.
+def read(
+    activations: Activations, sites: Sequence[Site], having: Mapping[FeatureName, list[str]]
+) -> dict[Site, dict[FeatureName, Floats]]:
+    """Read the features at the sites of one layer, each sample's by one ranged read where they lie close.
 
     Args:
         activations: Where they are.
-        site: The layer and hook point.
+        sites: The layer's hook points.
         having: Each feature's samples (see `available`).
 
     Returns:
-        For each feature `[samples, width]`; NaN for a sample that turned out to be unreadable.
+        For each site and feature `[samples, width]`; NaN for a sample that turned out to be unreadable.
     """
     places = {feature: {key: row for row, key in enumerate(keys)} for feature, keys in having.items()}
     found = {
-        feature: np.full((len(keys), activations.width(site)), np.nan, np.float32) for feature, keys in having.items()
+        site: {
+            feature: np.full((len(keys), activations.width(site)), np.nan, np.float32)
+            for feature, keys in having.items()
+        }
+        for site in sites
     }
     keys = dict.fromkeys(key for keys in having.values() for key in keys)
     positions = [NEEDED[feature] for feature in having]
-    for key, rows in activations.rows(site, *positions, keys=keys):
+    for key, rows_of in activations.rows_of(sites, *positions, keys=keys):
         start = activations.span(key, *positions).start
-        for feature, place in places.items():
-            if key in place:
-                own = activations.span(key, NEEDED[feature])
-                found[feature][place[key]] = rows[own.start - start : own.stop - start].mean(axis=0)
+        for feature in (feature for feature, place in places.items() if key in place):
+            own = activations.span(key, NEEDED[feature])
+            for site, rows in rows_of.items():
+                row = places[feature][key]
+                found[site][feature][row] = rows[own.start - start : own.stop - start].mean(axis=0)
     return found

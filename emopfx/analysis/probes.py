@@ -1,7 +1,9 @@
 """Linear probes of every layer and hook point: where in the network a variant, or a right answer, can be read off."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def probe(
 ) -> Probes:
     """Probe every place, and write the directions found to `vectors/` and tokens' projections on the best ones.
 
-    Only one place's features are in memory at a time.
+    Only one layer's features are in memory at a time.
 
     Args:
         opened: The activations.
@@ -62,8 +64,8 @@ def probe(
             findings.skip("all", feature, "the tokens that it needs were not captured, or can't be read")
     having = {name: keys for name, keys in having.items() if keys}
     with Progress("probes", len(opened.sites)) as progress:
-        for site in opened.sites if having else []:
-            for feature, rows in features.read(opened, site, having).items():
+        for site, found in _by_site(opened, having) if having else ():
+            for feature, rows in found.items():
                 whole = np.flatnonzero(~np.isnan(rows).any(axis=1))
                 if not len(whole):
                     findings.skip("all", feature, f"no answer can be read at {site.name}")
@@ -78,6 +80,14 @@ def probe(
         skipped=findings.skipped,
         projections=write_projections(folder / "projections.jsonl", opened, findings.best()),
     )
+
+
+def _by_site(
+    opened: Activations, having: dict[FeatureName, list[str]]
+) -> Iterator[tuple[Site, dict[FeatureName, Floats]]]:
+    """Yield each place's features, read layer by layer."""
+    for _, sites in groupby(opened.sites, key=lambda site: site.layer):
+        yield from features.read(opened, list(sites), having).items()
 
 
 @dataclass

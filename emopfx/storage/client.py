@@ -6,24 +6,27 @@ import boto3
 from botocore.config import Config
 
 from emopfx.errors import InputError
-from emopfx.storage.parts import WORKERS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+# How many requests are under way at once; threads that read ahead of others add as many.
+WORKERS = 16
+# With growing pauses, this lasts over a quarter of a minute of failures.
+ATTEMPTS = 6
 
-def connect(endpoint_url: str | None, attempts: int) -> "S3Client":
+
+def connect(endpoint_url: str | None) -> "S3Client":
     """Return a client, which finds its credentials by itself.
 
     Args:
         endpoint_url: Address of the service, if it is not AWS or is not named by boto3's own settings.
-        attempts: How often a request is sent at most.
 
     Raises:
         InputError: If the address in boto3's own settings is none.
     """
     config = Config(
-        retries={"mode": "adaptive", "total_max_attempts": attempts},
+        retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
         max_pool_connections=2 * WORKERS,
         connect_timeout=10,
         read_timeout=60,

@@ -10,8 +10,8 @@ from typing import Any
 from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout
 from emopfx.storage import manifest
+from emopfx.storage.client import WORKERS
 from emopfx.storage.manifest import Manifest
-from emopfx.storage.parts import WORKERS
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.sender import Sender
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from emopfx.errors import RunError
 from emopfx.progress import Progress, say
-from emopfx.storage.parts import WORKERS
+from emopfx.storage.client import WORKERS
 from emopfx.storage.s3_errors import Away, Unavailable
 from emopfx.storage.traffic import Traffic
 

@@ -1,10 +1,10 @@
-"""Moves large objects in parts, of which a bounded number are in memory and under way at once."""
+"""Sends large files in parts, of which a bounded number are in memory and under way at once."""
 
 import base64
 import hashlib
+import io
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emopfx.storage.client import WORKERS
 from emopfx.storage.s3_errors import OtherContent, Refused, Taken, Unavailable, explained
 from emopfx.storage.traffic import Paced, Traffic
 
@@ -19,15 +20,13 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef, PartTypeDef
 
-# Up to this size an object goes in one piece. A larger one goes in parts, at most as many as S3 allows.
+# How long parts are, unless there would be more of them than S3 allows.
 PART_BYTES = 16 << 20
 MOST_PARTS = 10_000
-# Threads that each hold at most one part.
-WORKERS = 16
 
 
 class Parts:
-    """Sends and fetches objects in parts.
+    """Sends files in parts.
 
     Args:
         client: boto3's.
@@ -43,31 +42,6 @@ class Parts:
     def close(self) -> None:
         """Begin nothing more, and wait for what is under way, unless all is stopped."""
         self._pool.shutdown(wait=not self._traffic.stopped, cancel_futures=True)
-
-    def stream(self, read: Callable[[int, int], Sequence[bytes]], start: int, end: int) -> Generator[bytes]:
-        """Yield the bytes of a range in order, while the next parts of it are read.
-
-        Args:
-            read: Reads a part, in pieces, given where it starts and how long it is.
-            start: Where the range begins.
-            end: Where it ends.
-        """
-        todo, ahead = deque(range(start, end, PART_BYTES)), deque[Future[Sequence[bytes]]]()
-        try:
-            while todo or ahead:
-                # Waits only as long as nothing is ahead: who holds a part must be free to let go of it.
-                while todo and self._slots.acquire(blocking=not ahead):
-                    begin = todo.popleft()
-                    ahead.append(self._pool.submit(read, begin, min(PART_BYTES, end - begin)))
-                yield from ahead[0].result()
-                ahead.popleft()
-                self._slots.release()
-        finally:
-            for part in ahead:
-                part.cancel()
-            wait(ahead)
-            for _ in ahead:
-                self._slots.release()
 
     def put(self, path: Path, key: str, place: dict[str, Any], sha256: str, condition: Mapping[str, Any]) -> None:
         """Write a large file as an object; of an upload that was broken off, only the rest is sent.
@@ -172,11 +146,12 @@ class Parts:
         if there and _is_same(there, content):
             self._traffic.spend(0)
             return {"PartNumber": number, "ETag": there["ETag"], "ChecksumSHA256": checksum}
+        body: Any = Paced(io.BytesIO(content), len(content), self._traffic)
         with explained(self._root, upload.key):
             part = self._client.upload_part(
                 **upload.place,
                 PartNumber=number,
-                Body=Paced(content, self._traffic),
+                Body=body,
                 ChecksumAlgorithm="SHA256",
                 ChecksumSHA256=checksum,
             )

@@ -5,29 +5,26 @@ Credentials are found by boto3's own chain (environment, profile, service accoun
 
 import base64
 import hashlib
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import io
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from botocore.exceptions import HTTPClientError, IncompleteReadError
+from typing import Any
 
 from emopfx.config import read_endpoint, read_s3_uri
 from emopfx.errors import InputError
 from emopfx.storage.client import connect
 from emopfx.storage.objects import Listed, Stored
-from emopfx.storage.parts import PART_BYTES, Parts
-from emopfx.storage.s3_errors import BrokenOff, OtherContent, Refused, Taken, explained
-from emopfx.storage.traffic import CHUNK_BYTES, Paced, Traffic
+from emopfx.storage.parts import Parts
+from emopfx.storage.ranges import RANGE_BYTES, Ranges
+from emopfx.storage.s3_errors import OtherContent, Refused, Taken, explained
+from emopfx.storage.traffic import CHUNK_BYTES, Changed, Paced, Traffic
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
-
-# With growing pauses, this lasts over a quarter of a minute of failures.
-ATTEMPTS = 6
 DELETED_AT_ONCE = 1000
+# Up to this size a file goes in one piece: it is hashed once, and S3 has the manifest's checksum of it. A larger one
+# goes in parts, side by side, of which an upload that is broken off loses few.
+WHOLE_BYTES = 128 << 20
 
 
 class Bucket:
@@ -51,7 +48,8 @@ class Bucket:
         self._prefix = f"{prefix}/" if prefix else ""
         self.traffic = Traffic(bandwidth)
         with self._asking():
-            self._client = connect(endpoint_url, ATTEMPTS)
+            self._client = connect(endpoint_url)
+        self._ranges = Ranges(self._client, self.root, self.traffic)
         self._parts = Parts(self._client, self.root, self.traffic)
 
     def __enter__(self) -> "Bucket":
@@ -60,6 +58,7 @@ class Bucket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ranges.close()
         self._parts.close()
         self._client.close()
 
@@ -109,30 +108,40 @@ class Bucket:
             Unavailable: If S3 can't be used.
             OSError: If the file can't be read.
         """
-        if path.stat().st_size > PART_BYTES:
-            self._parts.put(path, key, self._place(key), sha256, _condition(over))
-        else:
+        size = path.stat().st_size
+        if size <= CHUNK_BYTES:
             self.put_bytes(path.read_bytes(), key, sha256, over)
+        elif size <= WHOLE_BYTES:
+            with path.open("rb", buffering=0) as file:
+                self._put(Paced(file, size, self.traffic, sha256), key, sha256, over)
+        else:
+            self._parts.put(path, key, self._place(key), sha256, _condition(over))
 
     def put_bytes(self, content: bytes, key: str, sha256: str | None = None, over: Stored | None = None) -> None:
-        """Write an object of at most `PART_BYTES` (see `put`)."""
-        digest = hashlib.sha256(content)
-        if sha256 is not None and digest.hexdigest() != sha256:
+        """Write an object of at most `WHOLE_BYTES` (see `put`)."""
+        digest = hashlib.sha256(content).hexdigest()
+        if sha256 not in (None, digest):
             raise OtherContent(f"{key} has other content than its checksum says")
-        body: bytes | Paced = Paced(content, self.traffic)
         if len(content) <= CHUNK_BYTES:
             # For what reads like a file, botocore first asks S3 whether it may send it.
             self.traffic.spend(len(content))
-            body = content
-        with self._asking(key):
-            self._client.put_object(
-                **self._place(key),
-                Body=body,
-                ChecksumAlgorithm="SHA256",
-                ChecksumSHA256=base64.b64encode(digest.digest()).decode(),
-                Metadata={"sha256": digest.hexdigest()},
-                **_condition(over),
-            )
+            self._put(content, key, digest, over)
+        else:
+            self._put(Paced(io.BytesIO(content), len(content), self.traffic), key, digest, over)
+
+    def _put(self, body: Any, key: str, sha256: str, over: Stored | None) -> None:
+        try:
+            with self._asking(key):
+                self._client.put_object(
+                    **self._place(key),
+                    Body=body,
+                    ChecksumAlgorithm="SHA256",
+                    ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(),
+                    Metadata={"sha256": sha256},
+                    **_condition(over),
+                )
+        except Changed:
+            raise OtherContent(f"{key} has other content than its checksum says") from None
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         """Return an object's bytes, or `length` of them from `start` on, fewer where it ends.
@@ -145,7 +154,7 @@ class Bucket:
         if length == 0:
             return b""
         with suppress(EOFError):
-            return b"".join(self._get_again(key, start, length)[0])
+            return b"".join(self._ranges.get(key, self._place(key), start, length, None, None)[0])
         return b""
 
     def piece(
@@ -163,67 +172,15 @@ class Bucket:
         Raises:
             OtherContent: If it is another object, or has another size; then nothing of it is read.
         """
-        chunks, stored = self._chunks_of(key, start, length, of, size)
-        return b"".join(chunks), stored
-
-    def _chunks_of(
-        self, key: str, start: int, length: int | None, of: Stored | None, size: int | None
-    ) -> tuple[Sequence[bytes], Stored]:
         try:
-            return self._get_again(key, start, length, of, size)
+            chunks, stored = self._ranges.get(key, self._place(key), start, length, of, size)
         except EOFError as error:
             raise OtherContent(str(error)) from None
-
-    def _get_again(
-        self, key: str, start: int, length: int | None, of: Stored | None = None, size: int | None = None
-    ) -> tuple[Sequence[bytes], Stored]:
-        wanted: dict[str, Any] = self._place(key) | ({"IfMatch": of.etag} if of else {})
-        if length is not None:
-            wanted["Range"] = f"bytes={start}-{start + length - 1}"
-        # botocore repeats a request that fails, but not one whose answer breaks off.
-        for attempt in range(1, ATTEMPTS):
-            try:
-                return self._get(key, wanted, size)
-            except BrokenOff:
-                time.sleep(min(10.0, 0.1 * 2**attempt))
-        return self._get(key, wanted, size)
-
-    def _get(self, key: str, wanted: dict[str, Any], size: int | None) -> tuple[Sequence[bytes], Stored]:
-        try:
-            with self._asking(key):
-                answer = self._client.get_object(**wanted)
-        except Taken:
-            raise OtherContent(f"{self.uri(key)} was changed while it was read") from None
-        total = int(answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"])
-        if size is not None and total != size:
-            answer["Body"].close()
-            raise OtherContent(f"{self.uri(key)} has {total} bytes, not {size}")
-        return tuple(self._received(answer)), Stored.of(answer, total)
-
-    def _received(self, answer: "GetObjectOutputTypeDef") -> Iterator[bytes]:
-        left = answer["ContentLength"]
-        try:
-            while left:
-                self.traffic.spend(min(CHUNK_BYTES, left))
-                chunk = answer["Body"].read(min(CHUNK_BYTES, left))
-                left -= len(chunk)
-                yield chunk
-        except (HTTPClientError, IncompleteReadError) as error:
-            raise BrokenOff(f"{self.root}: {error}") from None
-        finally:
-            if left:
-                answer["Body"].close()
+        return b"".join(chunks), stored
 
     def stream(self, key: str, start: int, end: int, *, of: Stored | None, size: int) -> Generator[bytes]:
         """Yield the bytes of a range in order, read by parallel requests (see `piece`)."""
-
-        def read(at: int, length: int) -> Sequence[bytes]:
-            chunks, _ = self._chunks_of(key, at, length, of, size)
-            if (found := sum(map(len, chunks))) != length:
-                raise OtherContent(f"{self.uri(key)} gave {found} of {length} bytes from {at} on")
-            return chunks
-
-        return self._parts.stream(read, start, end)
+        return self._ranges.stream(key, self._place(key), start, end, of, size)
 
     def sha256(self, key: str, size: int) -> str:
         """Read an object of `size` bytes and return the SHA-256 of its content (hex)."""
@@ -257,11 +214,11 @@ class Bucket:
     @contextmanager
     def _contents(self, key: str, size: int) -> Iterator[Iterable[bytes]]:
         """Yield an object's bytes in pieces; where not all of them are taken, the rest is let go of."""
-        if size > PART_BYTES:
+        if size > RANGE_BYTES:
             with closing(self.stream(key, 0, size, of=None, size=size)) as contents:
                 yield contents
         else:
-            yield self._chunks_of(key, 0, None, None, size)[0]
+            yield self._ranges.get(key, self._place(key), 0, None, None, size)[0]
 
     def list(self, folder: str) -> Iterator[Listed]:
         """Yield every object whose key begins with `folder`, by key."""

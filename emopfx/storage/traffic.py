@@ -1,8 +1,9 @@
 """How many bytes went over the wire, how many may in a second, and whether any more may at all."""
 
-import io
+import hashlib
 import threading
 import time
+from typing import BinaryIO
 
 # Bytes that are moved at a time: few enough to keep a limit and to stop soon, many enough to cost little.
 CHUNK_BYTES = 1 << 17
@@ -10,6 +11,10 @@ CHUNK_BYTES = 1 << 17
 
 class Stopped(BaseException):
     """No more bytes may be moved. As it is no Exception, nothing on its way repeats a request because of it."""
+
+
+class Changed(BaseException):
+    """What is being sent is not what it should be. No Exception either: it would be the same again."""
 
 
 class Traffic:
@@ -50,15 +55,46 @@ class Traffic:
         return pause
 
 
-class Paced(io.BytesIO):
-    """Content to send, of which each piece waits for its turn."""
+class Paced:
+    """What is sent of a file, of which each piece waits for its turn.
 
-    def __init__(self, content: bytes, traffic: Traffic) -> None:
-        super().__init__(content)
-        self._traffic = traffic
+    Args:
+        file: The file, of which nobody else reads.
+        length: How many bytes are sent.
+        traffic: Counts them.
+        sha256: What they must be (hex), if that is not known: of what is anything else, the last piece is never sent.
+    """
 
-    def read(self, size: int | None = -1) -> bytes:
-        """Return the next piece; urllib3 asks for 16 KiB, but sends what it gets, and larger pieces cost less."""
-        piece = super().read(CHUNK_BYTES if size and size > 0 else size)
+    def __init__(self, file: BinaryIO, length: int, traffic: Traffic, sha256: str | None = None) -> None:
+        self._file, self._length, self._traffic, self._sha256 = file, length, traffic, sha256
+        self.seek(0)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def seek(self, start: int) -> None:
+        """Go back to the start, 0, as who sends it again does."""
+        self._file.seek(start)
+        self._left, self._digest = self._length, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        """Return the next piece; urllib3 asks for 16 KiB, but sends what it gets, and larger pieces cost less.
+
+        Raises:
+            Changed: If the bytes are not what they must be.
+        """
+        if not self._left:
+            return b""
+        piece = self._file.read(min(CHUNK_BYTES, self._left))
+        self._left -= len(piece)
+        if not piece or not self._is_right(piece):
+            raise Changed
         self._traffic.spend(len(piece))
         return piece
+
+    def _is_right(self, piece: bytes) -> bool:
+        """Whether the bytes up to the end of a piece may be what they must be."""
+        if self._sha256 is None:
+            return True
+        self._digest.update(piece)
+        return bool(self._left) or self._digest.hexdigest() == self._sha256

@@ -15,7 +15,7 @@ from emopfx.storage import inventory, manifest, pull
 from emopfx.storage.pull import Selection
 from emopfx.storage.s3 import Bucket
 from emopfx.units import Unit
-from tests.emopfx.storage.s3_service import CREDENTIALS, Gate, content, gate, moto
+from tests.emopfx.storage.s3_service import CREDENTIALS, Gate, content, gate, give_up_after, moto
 
 STORIES = Path(__file__).parents[2] / "manifests" / "experiments" / "demo-stories.jsonl"
 
@@ -53,7 +53,7 @@ def test_what_a_run_makes_is_in_the_bucket_when_it_is_done(
     layout = Layout(tmp_path / "results", "nano")
     # Nobody answers: the answers stay, and what is missing in the bucket is listed.
     door.closed = True
-    monkeypatch.setattr("emopfx.storage.s3.ATTEMPTS", 1)
+    give_up_after(1, monkeypatch)
     monkeypatch.setattr("emopfx.storage.parallel.PAUSES", ())
     assert run(layout.root, door, push="continuous") == 1
     said = capsys.readouterr().err

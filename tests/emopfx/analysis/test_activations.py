@@ -107,7 +107,8 @@ def test_features_are_read_by_the_smallest_range_that_holds_them(tmp_path: Path)
     ]
     for names, rows in wanted:
         source.ranges.clear()
-        read = features.read(found, Site(2, HOOK_POINT), {name: [answer.key] for name in names})
+        site = Site(2, HOOK_POINT)
+        read = features.read(found, [site], {name: [answer.key] for name in names})[site]
         for name in names:
             np.testing.assert_array_equal(read[name][0], expected[name])
         ((_, _, length),) = source.ranges

@@ -6,6 +6,8 @@ import boto3
 import pytest
 
 from emopfx.layout import Layout
+from emopfx.storage import s3
+from emopfx.storage.parts import PART_BYTES
 from emopfx.storage.s3 import Bucket
 from tests.emopfx.storage.s3_service import CREDENTIALS, Gate, gate, moto
 
@@ -39,6 +41,12 @@ def uri(service: str, door: Gate) -> str:
 def bucket(uri: str, door: Gate) -> Iterator[Bucket]:
     with Bucket(uri, door.url) as opened:
         yield opened
+
+
+@pytest.fixture
+def soon_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files go in parts as soon as there are two of them."""
+    monkeypatch.setattr(s3, "WHOLE_BYTES", PART_BYTES)
 
 
 @pytest.fixture

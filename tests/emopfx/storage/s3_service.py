@@ -18,9 +18,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from emopfx.layout import Layout, write_json
+from emopfx.storage import client, ranges
 
 SERVE = """
 import logging, sys, threading, time
@@ -46,6 +48,12 @@ CREDENTIALS = {
 }
 # Of one connection only, or set by the gate itself.
 OWN_HEADERS = {"connection", "transfer-encoding", "date", "server", "content-length"}
+
+
+def give_up_after(attempts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send each request so often at most."""
+    for module in (client, ranges):
+        monkeypatch.setattr(module, "ATTEMPTS", attempts)
 
 
 @contextmanager

@@ -4,7 +4,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
+from emopfx.analysis import features
 from emopfx.analysis.activations import Activations, LocalFiles, having, open_answers
 from emopfx.analysis.answers import Answer
 from emopfx.analysis.probes import probe
@@ -14,7 +17,7 @@ from emopfx.layout import Layout, write_json
 from emopfx.storage import push
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.source import PushedFiles
-from tests.emopfx.analysis.planted import HOOK_POINT, TOKENS, Floats, experiment
+from tests.emopfx.analysis.planted import HOOK_POINT, TOKENS, Floats, experiment, write
 from tests.emopfx.storage.s3_service import Gate
 
 AXIS = np.eye(16, dtype=np.float32)
@@ -58,6 +61,40 @@ def test_probes_from_a_bucket_equal_those_from_the_disk(layout: Layout, bucket: 
     assert {probe.hook_point for task in there.tasks for probe in task.probes} == {HOOK_POINT}
     assert door.asked.keys() == {"GET"}
     assert door.received - before <= 2 * size
+
+
+@pytest.mark.parametrize(("width", "gets", "apart"), [(4096, 1, TOKENS - 1), (8192, 2, 0)])
+def test_a_layer_is_read_by_one_get_where_its_hook_points_lie_close(
+    layout: Layout, bucket: Bucket, door: Gate, width: int, gets: int, apart: int
+) -> None:
+    random_numbers = torch.Generator().manual_seed(0)
+    names = [f"layers.{layer}.{hook_point}" for layer in (0, 1) for hook_point in (HOOK_POINT, "mlp.output")]
+    answers = [
+        write(
+            layout.root,
+            f"{variant}/q_{number}",
+            {name: torch.randn(TOKENS, width, generator=random_numbers) for name in names},
+            correct=number % 2 == 0,
+        )
+        for variant in ("control", "calm")
+        for number in range(2)
+    ]
+    keep(layout, answers)
+    local = open_answers(LocalFiles(layout.root), answers)
+    having: dict[features.FeatureName, list[str]] = {"last": local.keys}
+    here = [features.read(local, local.sites[at : at + 2], having) for at in (0, 2)]
+    push.activations(layout, bucket, delete_local=True)
+    with PushedFiles(layout) as source:
+        opened = open_answers(source, answers)
+        for number, found in enumerate(here):
+            asked, received = door.asked["GET"], door.received
+            there = features.read(opened, opened.sites[2 * number : 2 * number + 2], having)
+            assert door.asked["GET"] - asked == gets * len(answers)
+            # Rows of two hook points, and what lies between them in the layer.
+            assert door.received - received == (2 + apart) * width * 4 * len(answers)
+            assert {site: rows["last"].tolist() for site, rows in there.items()} == {
+                site: rows["last"].tolist() for site, rows in found.items()
+            }
 
 
 def test_one_layer_is_read_by_its_bytes_alone_and_what_is_before_it_once(

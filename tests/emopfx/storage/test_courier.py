@@ -10,7 +10,7 @@ from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout, write_json
 from emopfx.storage import courier, manifest, push
 from emopfx.storage.s3 import Bucket
-from tests.emopfx.storage.s3_service import Gate, make_requests
+from tests.emopfx.storage.s3_service import Gate, give_up_after, make_requests
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_what_could_not_be_pushed_is_refused_before_it_is_made(layout: Layout, b
 def test_a_service_that_is_away_stops_nobody_from_beginning(
     layout: Layout, s3: S3, door: Gate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("emopfx.storage.s3.ATTEMPTS", 1)
+    give_up_after(1, monkeypatch)
     door.closed = True
     push.check(layout, s3, {})
     assert "what is made now stays here until it can be pushed" in capsys.readouterr().err

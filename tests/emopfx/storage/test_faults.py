@@ -10,10 +10,10 @@ import pytest
 
 from emopfx.errors import RunError
 from emopfx.layout import Layout
-from emopfx.storage import inventory, manifest, parallel, pull, push, s3
+from emopfx.storage import inventory, manifest, parallel, pull, push
 from emopfx.storage.pull import Selection
 from emopfx.storage.s3 import Bucket
-from tests.emopfx.storage.s3_service import Gate, content, make_requests
+from tests.emopfx.storage.s3_service import Gate, content, give_up_after, make_requests
 
 EVERYTHING = Selection()
 
@@ -64,7 +64,7 @@ def test_a_service_that_is_away_for_ten_seconds_is_waited_for(layout: Layout, bu
 def test_an_outage_ends_with_the_list_of_what_is_missing_and_the_next_run_goes_on(
     layout: Layout, uri: str, door: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    give_up_after(2, monkeypatch)
     monkeypatch.setattr(parallel, "PAUSES", (0.01,))
     make_requests(layout, 60)
     before = content(layout.folder / "activations")

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from emopfx.layout import Layout, write_json, write_text
-from emopfx.storage import inventory, manifest, parallel, parts, pull, push, s3
+from emopfx.storage import inventory, manifest, parallel, pull, push, ranges, s3
+from emopfx.storage.client import WORKERS
 from emopfx.storage.manifest import Entry
 from emopfx.storage.parts import PART_BYTES
 from emopfx.storage.pull import Selection
@@ -21,16 +22,18 @@ from emopfx.storage.s3_errors import Away, Refused
 from emopfx.storage.sender import Sender
 from emopfx.storage.source import PushedFiles
 from emopfx.storage.traffic import Stopped
-from tests.emopfx.storage.s3_service import Gate, content, describe, make_requests
+from tests.emopfx.storage.s3_service import Gate, content, describe, give_up_after, make_requests
 from tests.emopfx.storage.test_faults import missing
 
 LARGE = 5 * PART_BYTES + 7
+
+pytestmark = pytest.mark.usefixtures("soon_in_parts")
 
 
 @pytest.fixture
 def hasty(uri: str, door: Gate, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """Return a bucket that soon gives up a request, so that what comes after that is seen."""
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    give_up_after(1, monkeypatch)
     monkeypatch.setattr(parallel, "PAUSES", (0.3, 2.0))
     return Bucket(uri, door.url)
 
@@ -214,16 +217,16 @@ def test_an_upload_of_a_file_that_began_alike_does_not_give_its_checksum_to_anot
 
 
 def test_a_full_disk_holds_nothing_up(layout: Layout, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (parts, s3):
-        monkeypatch.setattr(module, "PART_BYTES", 50_000)
+    for module in (ranges, s3):
+        monkeypatch.setattr(module, "RANGE_BYTES", 50_000)
     bucket._client.put_object(Bucket=bucket._name, Key=f"{bucket._prefix}x", Body=bytes(200_000))
     errors = []
     for _ in range(3):
         with pytest.raises(OSError, match="No space left") as caught:
             bucket.fetch("x", Path("/dev/full"), 200_000)
         errors.append(caught.value)  # with all that its traceback holds on to
-    for _ in range(parts.WORKERS):
-        assert bucket._parts._slots.acquire(blocking=False)
+    for _ in range(WORKERS):
+        assert bucket._ranges._slots.acquire(blocking=False)
 
 
 def test_a_part_that_fails_ends_its_file(layout: Layout, hasty: Bucket, door: Gate) -> None:

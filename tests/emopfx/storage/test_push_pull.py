@@ -17,12 +17,12 @@ from emopfx import cli
 from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout, write_json, write_text
 from emopfx.storage import inventory, manifest, pull, push
+from emopfx.storage.client import WORKERS
 from emopfx.storage.objects import Listed
-from emopfx.storage.parts import WORKERS
 from emopfx.storage.pull import Selection
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.sender import Sender
-from tests.emopfx.storage.s3_service import CREDENTIALS, Gate, content, make_requests
+from tests.emopfx.storage.s3_service import CREDENTIALS, Gate, content, give_up_after, make_requests
 
 EVERYTHING = Selection()
 Command = Callable[..., tuple[int, str]]
@@ -394,7 +394,7 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", door.url.replace("//", "//me:hush@"))
     door.closed = True
     with Bucket(uri) as bucket:
-        monkeypatch.setattr("emopfx.storage.s3.ATTEMPTS", 1)
+        give_up_after(1, monkeypatch)
         with pytest.raises(RunError) as raised:
             bucket.read("x")
     assert "hush" not in str(raised.value)

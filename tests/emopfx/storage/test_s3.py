@@ -8,12 +8,14 @@ import pytest
 from emopfx.errors import InputError
 from emopfx.storage import s3
 from emopfx.storage.parts import PART_BYTES
+from emopfx.storage.ranges import RANGE_BYTES
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.s3_errors import OtherContent, Taken, Unavailable
 from emopfx.storage.traffic import CHUNK_BYTES, Traffic
 from tests.emopfx.storage.s3_service import CREDENTIALS, Gate
 
-LARGE = 2 * PART_BYTES + 5
+# What goes in pieces, and what goes in parts.
+PIECES, LARGE = 3 * CHUNK_BYTES + 5, 2 * PART_BYTES + 5
 
 
 def write(path: Path, size: int) -> str:
@@ -21,8 +23,20 @@ def write(path: Path, size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-# Around the size from which on a file goes in parts.
-@pytest.mark.parametrize(("size", "parts"), [(0, 0), (1, 0), (PART_BYTES, 0), (PART_BYTES + 1, 2), (LARGE, 3)])
+# Around the sizes from which on a file is not read at once, is fetched in ranges, and goes in parts.
+@pytest.mark.parametrize(
+    ("size", "parts"),
+    [
+        (0, 0),
+        (1, 0),
+        (CHUNK_BYTES, 0),
+        (CHUNK_BYTES + 1, 0),
+        (RANGE_BYTES, 0),
+        (RANGE_BYTES + 1, 0),
+        (s3.WHOLE_BYTES, 0),
+        (s3.WHOLE_BYTES + 1, 9),
+    ],
+)
 def test_a_file_comes_back_as_it_went(tmp_path: Path, bucket: Bucket, door: Gate, size: int, parts: int) -> None:
     sha256 = write(tmp_path / "a", size)
     bucket.put(tmp_path / "a", "x/a", sha256)
@@ -35,7 +49,8 @@ def test_a_file_comes_back_as_it_went(tmp_path: Path, bucket: Bucket, door: Gate
     assert bucket.sha256("x/a", size) == sha256
 
 
-@pytest.mark.parametrize("size", [10, LARGE])
+@pytest.mark.usefixtures("soon_in_parts")
+@pytest.mark.parametrize("size", [10, PIECES, LARGE])
 def test_a_file_with_other_content_is_not_kept(tmp_path: Path, bucket: Bucket, size: int) -> None:
     write(tmp_path / "a", size)
     with pytest.raises(OtherContent, match="x/a has other content than its checksum says"):
@@ -43,7 +58,37 @@ def test_a_file_with_other_content_is_not_kept(tmp_path: Path, bucket: Bucket, s
     assert list(bucket.list("")) == list(bucket.unfinished("")) == []
 
 
-@pytest.mark.parametrize("size", [10, LARGE])
+def test_a_file_that_changes_while_it_is_sent_is_not_kept(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = write(tmp_path / "a", PIECES)
+
+    def cut(count: int) -> None:
+        os.truncate(tmp_path / "a", PIECES - 10)
+
+    monkeypatch.setattr(bucket.traffic, "spend", cut)
+    with pytest.raises(OtherContent):
+        bucket.put(tmp_path / "a", "x/a", sha256)
+    monkeypatch.undo()
+    assert list(bucket.list("")) == []
+    # The connection that was given up is not used again.
+    assert bucket.read("x/a", 0, 0) == b""
+    bucket.put(tmp_path / "a", "x/a", write(tmp_path / "a", PIECES))
+    assert bucket.read("x/a") == (tmp_path / "a").read_bytes()
+
+
+def test_a_file_is_sent_again_from_its_start(tmp_path: Path, bucket: Bucket, door: Gate) -> None:
+    door.failing = 0.7
+    for number in range(5):
+        bucket.put(tmp_path / "a", f"x/{number}", write(tmp_path / "a", PIECES))
+        door.failing, failing = 0, door.failing
+        assert bucket.read(f"x/{number}") == (tmp_path / "a").read_bytes()
+        door.failing = failing
+    assert door.asked["PUT"] > 5
+
+
+@pytest.mark.usefixtures("soon_in_parts")
+@pytest.mark.parametrize("size", [10, PIECES, LARGE])
 def test_an_object_is_replaced_only_by_who_has_seen_it(tmp_path: Path, bucket: Bucket, size: int) -> None:
     sha256 = write(tmp_path / "a", size)
     bucket.put_bytes(b"first", "x/a")
@@ -138,9 +183,11 @@ def test_bytes_over_the_limit_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limited.bytes == 550
 
 
+@pytest.mark.parametrize("way", ["in one", "in parts"])
 def test_what_is_sent_and_received_goes_in_small_pieces(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    monkeypatch.setattr(s3, "WHOLE_BYTES", {"in one": LARGE, "in parts": PART_BYTES}[way])
     sha256 = write(tmp_path / "a", LARGE)
     pieces: list[int] = []
     spend = bucket.traffic.spend

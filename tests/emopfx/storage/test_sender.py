@@ -27,7 +27,7 @@ def entry(layout: Layout) -> Entry:
 
 
 @pytest.fixture
-def large(layout: Layout, entry: Entry) -> Entry:
+def large(layout: Layout, entry: Entry, soon_in_parts: None) -> Entry:
     """Write one request whose file goes in parts."""
     path = layout.root / entry["save_dir"] / "activations.safetensors"
     path.write_bytes(os.urandom(LARGE))

@@ -4,10 +4,10 @@ import pytest
 
 from emopfx.errors import RunError
 from emopfx.layout import Layout
-from emopfx.storage import manifest, parallel, push, s3
+from emopfx.storage import manifest, parallel, push
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.source import PushedFiles
-from tests.emopfx.storage.s3_service import Gate, make_requests
+from tests.emopfx.storage.s3_service import Gate, give_up_after, make_requests
 
 RANGES = [(0, 8), (100, 50), (0, 1 << 20), (1 << 20, 5)]
 
@@ -48,7 +48,7 @@ def test_a_file_that_is_nowhere_is_an_error_of_that_file_and_an_outage_is_not(
     bucket.delete(bucket.list(name))
     with PushedFiles(layout, door.url) as files, pytest.raises(FileNotFoundError, match=f"{name} is missing"):
         files.read(name, 0, 8)
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    give_up_after(1, monkeypatch)
     monkeypatch.setattr(parallel, "PAUSES", ())
     door.closed = True
     with PushedFiles(layout, door.url) as files, pytest.raises(RunError):
