@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from typer.core import TyperCommand
 
 from emopfx import config, record
 from emopfx.cli_flags import RESULTS, Experiment, Results
@@ -25,11 +27,21 @@ app = typer.Typer(help="Keep activations in S3, and bring them back.", no_args_i
 Uri = Annotated[str | None, typer.Option(help="s3://bucket/prefix; else the config's storage.s3.uri.")]
 Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="Address of a service that is not AWS.")]
 Bandwidth = Annotated[float | None, typer.Option(min=0.001, help="Most megabytes a second.")]
-# `--results` names the results folder, as it does for every other command.
-WithResults = Annotated[bool, typer.Option("--with-results", help="Results, reports and artifacts too.")]
+WithResults = Annotated[
+    bool, typer.Option("--with-results", help="Results, reports and artifacts too; --results without a folder also.")
+]
 
 
-@app.command()
+class _Moving(TyperCommand):
+    """A command to which `--results` names the results folder, and without a folder asks to move results too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        bare = [arg == "--results" and after.startswith("-") for arg, after in pairwise([*args, "-"])]
+        spelled = ["--with-results" if alone else arg for arg, alone in zip(args, bare, strict=True)]
+        return super().parse_args(ctx, spelled)
+
+
+@app.command(cls=_Moving)
 def push(
     name: Experiment,
     uri: Uri = None,
@@ -60,7 +72,7 @@ def push(
             pushing.results(layout, bucket, replace=replace)
 
 
-@app.command()
+@app.command(cls=_Moving)
 def pull(
     name: Experiment,
     uri: Uri = None,

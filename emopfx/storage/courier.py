@@ -29,7 +29,7 @@ class Courier:
     def __init__(self, bucket: Bucket, layout: Layout) -> None:
         self._bucket, self._layout = bucket, layout
         self._sender = Sender(bucket, layout.root, set(), replace=False)
-        self._pool = ThreadPoolExecutor(WORKERS, "push")
+        self._pool = ThreadPoolExecutor(WORKERS, "s3-push")
         self._arrived: Manifest = {}
         self._next, self._lock = time.monotonic() + PUBLISH_SECONDS, threading.Lock()
 
@@ -41,7 +41,8 @@ class Courier:
     ) -> None:
         if kind is not None:
             self._bucket.traffic.stop()
-        self._pool.shutdown(cancel_futures=True)
+        # Who stops does not wait for S3, which may never answer.
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def take(self, entry: dict[str, Any]) -> None:
         """Send the files of a request soon, given its entry in the manifest."""

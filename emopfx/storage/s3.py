@@ -22,9 +22,9 @@ from emopfx.storage.s3_errors import OtherContent, Refused, Taken, explained
 from emopfx.storage.traffic import CHUNK_BYTES, Changed, Paced, Traffic
 
 DELETED_AT_ONCE = 1000
-# Up to this size a file goes in one piece: it is hashed once, and S3 has the manifest's checksum of it. A larger one
-# goes in parts, side by side, of which an upload that is broken off loses few.
-WHOLE_BYTES = 128 << 20
+# Up to this size, from which on AWS advises to send parts, a file goes in one piece: it is hashed once, and S3 itself
+# has the manifest's checksum of it. A larger one goes in parts side by side, and one that was broken off goes on.
+WHOLE_BYTES = 100 << 20
 
 
 class Bucket:

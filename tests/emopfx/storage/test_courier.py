@@ -1,5 +1,6 @@
 """Requests that are sent while others are being made."""
 
+import threading
 import time
 from typing import Any
 
@@ -50,6 +51,23 @@ def test_what_a_server_says_can_lead_nowhere_else(layout: Layout, bucket: Bucket
     with push.continuous(layout, s3) as saved:
         saved({**entry, "save_dir": "../victim"})
     assert list(bucket.list("")) == []
+
+
+def test_who_stops_does_not_wait_for_what_is_being_sent(layout: Layout, s3: S3, door: Gate) -> None:
+    make_requests(layout, 1)
+    (entry,) = manifest.read(layout).values()
+
+    def stop_while_it_is_sent() -> None:
+        with push.continuous(layout, s3) as saved:
+            door.delay = 2
+            saved(dict(entry))
+            until(lambda: door.asked["PUT"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_while_it_is_sent()
+    (still_sending,) = (thread for thread in threading.enumerate() if thread.name.startswith("s3-push"))
+    still_sending.join()
 
 
 def test_what_could_not_be_pushed_is_refused_before_it_is_made(layout: Layout, bucket: Bucket, s3: S3) -> None:

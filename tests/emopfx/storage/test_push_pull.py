@@ -411,6 +411,21 @@ def test_a_name_is_checked_before_anything_is_made(layout: Layout, uri: str, doo
     assert list(layout.root.parent.rglob("*")) == []
 
 
+@pytest.mark.parametrize("flag", ["--with-results", "--results"])
+def test_results_go_along_where_they_are_asked_for(
+    layout: Layout, uri: str, door: Gate, emopfx: Command, tmp_path: Path, flag: str
+) -> None:
+    make_requests(layout, 2)
+    write_text(layout.report("json"), "{}")
+    assert emopfx(layout, uri, door, "push", flag)[0] == 0
+    other = Layout(tmp_path / "other", "nano")
+    # In front of other flags too.
+    assert emopfx(other, uri, door, "pull", flag, "--layers", "0")[0] == 0
+    assert {"report.json", "activations_manifest.json"} < content(other.folder).keys()
+    code, said = emopfx(other, uri, door, "verify", "--results")
+    assert (code, "requires an argument" in said) == (2, True)
+
+
 def test_results_alone_are_pulled_with_the_addresses_of_the_rest(
     layout: Layout, uri: str, door: Gate, emopfx: Command, tmp_path: Path
 ) -> None:
