@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emopfx import hashing
-from emopfx.server_api import ServerApi
+
+if TYPE_CHECKING:
+    from emopfx.server_api import ServerApi
 
 # What a request's folder holds; metadata.json is written last and deleted first, and marks the folder as whole.
 ACTIVATIONS, METADATA = "activations.safetensors", "metadata.json"
@@ -26,7 +28,7 @@ def is_whole(path: Path, size: int, sha256: str) -> bool:
     return path.is_file() and path.stat().st_size == size and hashing.file_sha256(path) == sha256
 
 
-def problem(entry: Mapping[str, Any], root: Path, server: ServerApi | None, *, checksums: bool) -> str | None:
+def problem(entry: Mapping[str, Any], root: Path, server: "ServerApi | None", *, checksums: bool) -> str | None:
     """Return what is wrong with a sample's activations, None if nothing is.
 
     Args:

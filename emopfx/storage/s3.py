@@ -19,7 +19,7 @@ from emopfx.storage.objects import Listed, Stored
 from emopfx.storage.parts import Parts
 from emopfx.storage.ranges import RANGE_BYTES, Ranges
 from emopfx.storage.s3_errors import OtherContent, Refused, Taken, explained
-from emopfx.storage.traffic import CHUNK_BYTES, Changed, Paced, Traffic
+from emopfx.storage.traffic import Changed, Paced, Traffic
 
 DELETED_AT_ONCE = 1000
 # Up to this size, from which on AWS advises to send parts, a file goes in one piece: it is hashed once, and S3 itself
@@ -109,32 +109,24 @@ class Bucket:
             OSError: If the file can't be read.
         """
         size = path.stat().st_size
-        if size <= CHUNK_BYTES:
-            self.put_bytes(path.read_bytes(), key, sha256, over)
-        elif size <= WHOLE_BYTES:
+        if size <= WHOLE_BYTES:
             with path.open("rb", buffering=0) as file:
                 self._put(Paced(file, size, self.traffic, sha256), key, sha256, over)
         else:
             self._parts.put(path, key, self._place(key), sha256, _condition(over))
 
-    def put_bytes(self, content: bytes, key: str, sha256: str | None = None, over: Stored | None = None) -> None:
+    def put_bytes(self, content: bytes, key: str, over: Stored | None = None) -> None:
         """Write an object of at most `WHOLE_BYTES` (see `put`)."""
         digest = hashlib.sha256(content).hexdigest()
-        if sha256 not in (None, digest):
-            raise OtherContent(f"{key} has other content than its checksum says")
-        if len(content) <= CHUNK_BYTES:
-            # For what reads like a file, botocore first asks S3 whether it may send it.
-            self.traffic.spend(len(content))
-            self._put(content, key, digest, over)
-        else:
-            self._put(Paced(io.BytesIO(content), len(content), self.traffic), key, digest, over)
+        self._put(Paced(io.BytesIO(content), len(content), self.traffic), key, digest, over)
 
-    def _put(self, body: Any, key: str, sha256: str, over: Stored | None) -> None:
+    def _put(self, body: Paced, key: str, sha256: str, over: Stored | None) -> None:
+        reads: Any = body  # what botocore needs of a file
         try:
             with self._asking(key):
                 self._client.put_object(
                     **self._place(key),
-                    Body=body,
+                    Body=reads,
                     ChecksumAlgorithm="SHA256",
                     ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(),
                     Metadata={"sha256": sha256},
