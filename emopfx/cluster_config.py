@@ -6,7 +6,7 @@ their content. (The Jobs record the hash with the content, in experiment_config.
 
 from typing import Any
 
-from emopfx import config, config_file, dataset
+from emopfx import config_file, config_identity, dataset
 from emopfx.config import Experiment
 from emopfx.errors import InputError
 from emopfx.hashing import Json
@@ -39,7 +39,7 @@ def config_of(cluster: Cluster, run: str) -> dict[str, Any]:
 
 def identity(experiment: Experiment) -> dict[str, Json]:
     """Return what the config hash of a run in a cluster covers."""
-    return config.identity(experiment, dataset.reference(experiment.dataset))
+    return config_identity.identity(experiment, dataset.reference(experiment.dataset))
 
 
 def locate(
@@ -54,7 +54,7 @@ def locate(
         InputError: If the name belongs to another release.
     """
     identified = identity(experiment)
-    config_hash = config.config_hash(identified)
+    config_hash = config_identity.config_hash(identified)
     old = RunRecord.read(cluster, experiment.name)
     if old and old.release not in ("", release):
         raise InputError(
@@ -65,7 +65,9 @@ def locate(
     elsewhere = old is not None and new_revision and refused(old, "generate")
     if (old is None and not new_revision) or (old and old.hash == config_hash and not elsewhere):
         return experiment.name, old, ""
-    changes = config.difference(identity(read(old.config, f"run.yaml of {old.run}")), identified) if old else []
+    changes = (
+        config_identity.difference(identity(read(old.config, f"run.yaml of {old.run}")), identified) if old else []
+    )
     if old and not _has_samples(old) and not new_revision:
         return experiment.name, old, "; ".join(changes)
     run = names.revision(experiment.name, config_hash)
@@ -99,7 +101,7 @@ def refuse_to_delete(cluster: Cluster, run: str) -> None:
             experiment = read(text, metadata["name"])
         except InputError:
             continue
-        if names.revision(experiment.name, config.config_hash(identity(experiment))) == run:
+        if names.revision(experiment.name, config_identity.config_hash(identity(experiment))) == run:
             raise InputError(
                 f"{run} is what the ConfigMap {metadata['name']} asks for, so that the operator would run it again; "
                 "apply another experiment.yaml there, or delete that first"

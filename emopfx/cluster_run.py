@@ -8,7 +8,7 @@ from types import TracebackType
 
 import yaml
 
-from emopfx import config
+from emopfx import config, config_identity
 from emopfx.cluster_config import identity, locate, refused
 from emopfx.config import Experiment
 from emopfx.errors import InputError, RunError
@@ -117,7 +117,7 @@ class ClusterRun:
 
     def _start(self) -> RunRecord:
         """Return the record, with the stages that are to be run pending."""
-        config_hash = config.config_hash(identity(self._experiment))
+        config_hash = config_identity.config_hash(identity(self._experiment))
         record = RunRecord(self.name, self._options.release, config_hash, self._given, self._given)
         found = self._cluster.get("ConfigMap", names.config_map(self.name))
         old = RunRecord.of(found) if found else None
@@ -143,7 +143,7 @@ class ClusterRun:
     def is_recorded(self) -> bool:
         """Whether the record under the run's name is of this config."""
         record = RunRecord.read(self._cluster, self.name)
-        return record is not None and record.hash == config.config_hash(identity(self._experiment))
+        return record is not None and record.hash == config_identity.config_hash(identity(self._experiment))
 
     @property
     def ahead(self) -> list[str]:

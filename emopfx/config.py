@@ -1,8 +1,8 @@
-"""The experiment's config, and the hash of what in it can change a result."""
+"""The experiment's config."""
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -15,8 +15,17 @@ from pydantic import (
     model_validator,
 )
 
-from emopfx import __version__, hashing, variants
-from emopfx.hashing import Json
+from emopfx import variants
+from emopfx.config_values import (
+    ChangedPositions,
+    Layers,
+    Positions,
+    read_changed_positions,
+    read_endpoint,
+    read_layers,
+    read_positions,
+    read_s3_uri,
+)
 
 Stage = Literal["deploy", "configure", "generate", "analyze"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -31,21 +40,11 @@ HUB_ID_PATTERN = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.AS
 # Names of folders and, in a cluster, of objects: 40 characters leave room for "-generate-" and a hash in 63.
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 RESERVED_NAMES = ("activations", "artifacts")
-_INDEX = "(?:-?[0-9]{1,9})?"
-LAYERS_PATTERN = re.compile(f"{_INDEX}:{_INDEX}(?::{_INDEX})?")
-POSITIONS_PATTERN = re.compile("[0-9]{0,9}:[0-9]{0,9}")
 _NONEMPTY = Field(min_length=1)
-S3_URI_PATTERN = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s?#]*)?")
-# Without a user and a password in it: credentials are no part of a config.
-ENDPOINT_PATTERN = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 
 
-# What the JSON Schema says of values that may be written in several ways.
+# What the JSON Schema says of a variant's name.
 BuiltIn = Annotated[str, WithJsonSchema({"enum": list(variants.BUILT_IN)})]
-Layers = Literal["all"] | Annotated[str, Field(pattern=f"^{LAYERS_PATTERN.pattern}$")] | Annotated[list[int], _NONEMPTY]
-Ranges = Annotated[list[Annotated[str, Field(pattern=f"^{POSITIONS_PATTERN.pattern}$")]], _NONEMPTY]
-ChangedPositions = Literal["all", "prompt", "generated", "last_prompt"] | Ranges
-Positions = ChangedPositions | Literal["last"]
 
 
 class Section(BaseModel):
@@ -99,12 +98,6 @@ class Generation(Section):
     max_failures: int = Field(0, ge=0, description="With more failed samples than this, generate fails")
 
 
-def _read_changed_positions(value: object) -> object:
-    if value == "last":
-        raise ValueError("positions can't be last: which token is the last one is not known when it passes")
-    return _read_positions(value)
-
-
 class Intervention(Section):
     """A change to the model's activations at one hook point, while it answers."""
 
@@ -121,7 +114,7 @@ class Intervention(Section):
     )
     scale: float | None = Field(None, allow_inf_nan=False, description="1 if left out")
     positions: Annotated[
-        str | list[str], BeforeValidator(_read_changed_positions, json_schema_input_type=ChangedPositions)
+        str | list[str], BeforeValidator(read_changed_positions, json_schema_input_type=ChangedPositions)
     ] = Field(
         "all", description="Tokens concerned: all, prompt, generated, last_prompt, or a list of ranges of positions"
     )
@@ -193,35 +186,11 @@ def _read_variant(value: object) -> object:
 GivenVariant = Annotated[Variant, BeforeValidator(_read_variant, json_schema_input_type=BuiltIn | CustomVariant)]
 
 
-def _read_layers(value: object) -> object:
-    whole_numbers = isinstance(value, list) and value and all(type(item) is int for item in value)
-    if value == "all" or whole_numbers or (isinstance(value, str) and LAYERS_PATTERN.fullmatch(value)):
-        return value
-    # YAML reads an unquoted 1:4 as 64, a number in base 60.
-    hint = "; quote a slice, as in '1:4'" if type(value) is int else ""
-    raise ValueError(f"layers must be all, a list like [0, 5, -1] or a slice like '0:28:4', got {value!r}{hint}")
-
-
-def _read_positions(value: object) -> object:
-    ranges = isinstance(value, list) and value and all(_is_range(item) for item in value)
-    if value in ("all", "prompt", "generated", "last_prompt", "last") or ranges:
-        return value
-    hint = "; quote a range, as in ['1:4']" if isinstance(value, list) and any(type(i) is int for i in value) else ""
-    raise ValueError(
-        "positions must be all, prompt, generated, last_prompt, last or a list of ranges like ['0:4'], "
-        f"got {value!r}{hint}"
-    )
-
-
-def _is_range(value: object) -> bool:
-    return isinstance(value, str) and POSITIONS_PATTERN.fullmatch(value) is not None
-
-
 class Capture(Section):
     """Which hidden activations the server keeps while it generates."""
 
     enabled: bool = True
-    layers: Annotated[str | list[int], BeforeValidator(_read_layers, json_schema_input_type=Layers)] = Field(
+    layers: Annotated[str | list[int], BeforeValidator(read_layers, json_schema_input_type=Layers)] = Field(
         "all", description="all, a list of layer numbers (negative from the end) or a slice start:stop:step"
     )
     hook_points: list[str] = Field(
@@ -229,34 +198,11 @@ class Capture(Section):
         min_length=1,
         description="Places inside a layer; the server's /v1/model/structure lists those of its model",
     )
-    positions: Annotated[str | list[str], BeforeValidator(_read_positions, json_schema_input_type=Positions)] = Field(
+    positions: Annotated[str | list[str], BeforeValidator(read_positions, json_schema_input_type=Positions)] = Field(
         "all",
         description="all, prompt, generated, last_prompt, last, or a list of ranges start:stop of token positions",
     )
     dtype: Literal["bfloat16", "float16", "float32", "model"] = "bfloat16"
-
-
-def read_s3_uri(value: str) -> str:
-    """Return a URI of S3 if it is one; what may hold credentials is not repeated.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if S3_URI_PATTERN.fullmatch(value):
-        return value
-    shown = "" if re.search(r"@|:(?!//)", value) else f", got {value!r}"
-    raise ValueError(f"an S3 URI is s3://bucket or s3://bucket/prefix{shown}")
-
-
-def read_endpoint(value: str | None) -> str | None:
-    """Return the address of a service if it is one.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if value is None or ENDPOINT_PATTERN.fullmatch(value):
-        return value
-    raise ValueError("an endpoint is http://host or https://host, perhaps with a port and a path, without credentials")
 
 
 class S3(Section):
@@ -333,61 +279,3 @@ class Experiment(Section):
             if name in RESERVED_NAMES:
                 raise ValueError(f"a variant can't be named {name!r}: that folder is used otherwise")
         return value
-
-
-def identity(
-    experiment: Experiment, dataset: Json, vectors: Json = None, model_files: Mapping[str, Json] | None = None
-) -> dict[str, Json]:
-    """Return everything that can change a result, the content of the config hash.
-
-    Args:
-        experiment: The config. Its concurrency, failure limit, analysis, storage and stages change no answer.
-        dataset: What identifies the questions (see `dataset.fingerprint`).
-        vectors: What identifies the vector files' content (see `steering.checksums`), None where they can't be read.
-        model_files: What identifies the files of a model that is a folder, by name.
-    """
-    sampling = experiment.generation.model_dump(exclude={"concurrency", "max_failures"})
-    return {
-        "model": {**experiment.model.model_dump(), **({"files": model_files} if model_files else {})},
-        "dataset": dataset,
-        "generation": sampling,
-        "instruction": variants.INSTRUCTION,
-        "variants": {variant.name: list(variant.prefixes) for variant in experiment.variants},
-        "interventions": {
-            variant.name: [one.model_dump() for one in variant.interventions]
-            for variant in experiment.variants
-            if variant.interventions
-        },
-        "vectors": vectors,
-        "capture": experiment.capture.model_dump(),
-        "code_version": __version__,
-    }
-
-
-def config_hash(identified: Mapping[str, Json]) -> str:
-    """Return the config hash of what `identity` returned."""
-    return hashing.digest(dict(identified))
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say what differs between two identities: lines of the form "key: old → new"."""
-    before, after = _flatten(old), _flatten(new)
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [f"{key}: {_short(before, key)} → {_short(after, key)}" for key in keys]
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flatten(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
-
-
-def _short(flat: Mapping[str, Any], key: str) -> str:
-    if key not in flat:
-        return "(none)"
-    text = str(flat[key])
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from emopfx import __version__, config
+from emopfx import __version__, config_identity
 from emopfx.config import Experiment
 from emopfx.errors import InputError, RunError
 from emopfx.hashing import Json
@@ -59,7 +59,7 @@ class Record:
         """
         old = cls.read(layout)
         before = old.content if old else {}
-        config_hash = config.config_hash(identity)
+        config_hash = config_identity.config_hash(identity)
         # What a server said, it said about the config of that time.
         known = before if before.get("hash") == config_hash else {}
         content = {
@@ -147,13 +147,13 @@ def choose_folder(root: Path, experiment: Experiment, identity: Mapping[str, Jso
     """
     layout = Layout(root, experiment.name)
     old = Record.read(layout)
-    new_hash = config.config_hash(identity)
+    new_hash = config_identity.config_hash(identity)
     # A config that never got as far as a sample may be corrected in place.
     if old is None or old.hash == new_hash or len(old.unfinished()) == len(old.sample_keys()):
         return layout
     if new_revision:
         return Layout(root, f"{experiment.name[:31].rstrip('-')}-{new_hash[:8]}")
-    changes = "; ".join(config.difference(old.content["identity"], identity))
+    changes = "; ".join(config_identity.difference(old.content["identity"], identity))
     raise InputError(
         f"{layout.folder} holds results of another config ({changes}); "
         "choose another name, or keep both with --new-revision"

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from emopfx import config, dataset, hashing, record, steering
+from emopfx import config, config_identity, dataset, hashing, record, steering
 from emopfx.analysis.tables import show
 from emopfx.config import Experiment
 from emopfx.errors import InputError, RunError
@@ -61,7 +61,7 @@ def run(experiment: Experiment, given: str, stages: list[str], options: Options)
     with record.hold(options.results, experiment, identity, new_revision=options.new_revision) as layout:
         samples = dataset.load(experiment.dataset)
         before = Record.read(layout)
-        if before is None or before.hash != config.config_hash(identity):
+        if before is None or before.hash != config_identity.config_hash(identity):
             write_text(layout.config, given if layout.name == experiment.name else _renamed(given, layout.name))
         chosen = {**experiment.dataset.model_dump(), "sample_ids": [sample.sample_id for sample in samples]}
         kept = Record.start(layout, experiment, identity, chosen, stages)
@@ -154,7 +154,7 @@ def _renamed(given: str, name: str) -> str:
 
 def _identity(experiment: Experiment, root: Path) -> dict[str, Json]:
     questions, vectors = dataset.fingerprint(experiment.dataset), steering.checksums(experiment, root)
-    return config.identity(experiment, questions, vectors, _model_files(experiment.model.name))
+    return config_identity.identity(experiment, questions, vectors, _model_files(experiment.model.name))
 
 
 def _model_files(name: str) -> dict[str, Json]:

@@ -9,7 +9,7 @@ import traceback
 from contextlib import ExitStack
 from functools import partial
 
-from emopfx import cluster_config, config
+from emopfx import cluster_config, config_identity
 from emopfx.cluster_run import ClusterRun, Options, let_jobs_go
 from emopfx.config import Experiment
 from emopfx.errors import InputError, RunError
@@ -124,7 +124,7 @@ class Watcher:
         experiment = cluster_config.read(text, _source(found))
         _check(found, experiment)
         run, record, _ = cluster_config.locate(self._cluster, experiment, self._release)
-        config_hash = config.config_hash(cluster_config.identity(experiment))
+        config_hash = config_identity.config_hash(cluster_config.identity(experiment))
         stages = wanted(record if record and record.hash == config_hash else None, list(experiment.stages))
         if run in self._held or not stages:
             return None

@@ -4,15 +4,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import add
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError
 
-from emopfx.analysis import safetensors_header
-from emopfx.analysis.safetensors_header import BrokenError, Readable, exactly
+from emopfx import safetensors_header
+from emopfx.safetensors_header import BrokenError, exactly
 
 FILE, METADATA = "activations.safetensors", "metadata.json"
 Positions = Literal["all", "prompt", "last_prompt", "generated", "last"]
@@ -22,6 +23,13 @@ DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 LARGEST_METADATA = 1 << 26
 # What is read in vain rather than to ask once more: about what a disk reads ahead, or a quarter of what is wanted.
 VAIN_BYTES, VAIN_SHARE = 1 << 17, 0.25
+
+
+class Readable(Protocol):
+    """Where files are: a disk, an object store."""
+
+    def read(self, name: str, /, start: int, length: int) -> bytes:
+        """Return a range of a file's bytes, fewer where the file ends; OSError if it can't be read."""
 
 
 class Site(NamedTuple):
@@ -143,11 +151,11 @@ class File:
 
 def _together(source: Readable, name: str, starts: list[int], lengths: list[int]) -> list[bytes]:
     """Read several ranges of a file, by one read where that asks for little else."""
-    start = min(starts)
+    read, start = partial(source.read, name), min(starts)
     length = max(map(add, starts, lengths)) - start
     if length - sum(lengths) > max(VAIN_BYTES, VAIN_SHARE * sum(lengths)):
-        return [exactly(source, name, *one) for one in zip(starts, lengths, strict=True)]
-    data = memoryview(exactly(source, name, start, length))
+        return [exactly(read, name, *one) for one in zip(starts, lengths, strict=True)]
+    data = memoryview(exactly(read, name, start, length))
     return [bytes(data[at - start : at - start + size]) for at, size in zip(starts, lengths, strict=True)]
 
 
@@ -177,27 +185,28 @@ def open_file(source: Readable, wanted: Wanted) -> tuple[File, Table]:
         OSError: If it can't be read.
     """
     name = f"{wanted.save_dir}/{FILE}"
-    start, header = safetensors_header.read(source, name)
-    places = header.get("positions")
+    read = partial(source.read, name)
+    header = safetensors_header.read(read, name)
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    places = tensors.get("positions")
     if places is None or places.dtype != "I64":
         raise BrokenError(f"{name} has no positions")
-    end = start + max(entry.end for entry in header.values())
-    if end != wanted.bytes:
-        raise BrokenError(f"{name} describes {end} bytes, but {wanted.bytes} were written")
-    exactly(source, name, wanted.bytes - 1, 1)
-    positions = np.frombuffer(exactly(source, name, start + places.begin, places.end - places.begin), "<i8")
-    shapes = {tuple(entry.shape[:1]) for entry in header.values()}
+    if header.size != wanted.bytes:
+        raise BrokenError(f"{name} describes {header.size} bytes, but {wanted.bytes} were written")
+    exactly(read, name, wanted.bytes - 1, 1)
+    positions = np.frombuffer(exactly(read, name, places.begin, places.end - places.begin), "<i8")
+    shapes = {tuple(tensor.shape[:1]) for tensor in header.tensors}
     if shapes != {positions.shape} or (np.diff(positions) <= 0).any() or (positions >> 31).any():
         raise BrokenError(f"{name} has positions that don't fit its rows")
     sites = {
-        Site(int(match[1]), match[2]): entry
-        for key, entry in header.items()
-        if (match := SITE.fullmatch(key)) and len(entry.shape) == 2
+        Site(int(match[1]), match[2]): tensor
+        for key, tensor in tensors.items()
+        if (match := SITE.fullmatch(key)) and len(tensor.shape) == 2
     }
-    if unknown := {entry.dtype for entry in sites.values()} - DTYPES.keys():
+    if unknown := {tensor.dtype for tensor in sites.values()} - DTYPES.keys():
         raise BrokenError(f"{name} holds {unknown.pop()}; F32, F16 and BF16 can be read")
     ordered = sorted(sites)
-    begins = np.array([start + sites[site].begin for site in ordered], np.int64)
+    begins = np.array([sites[site].begin for site in ordered], np.int64)
     table = tuple((site, Tensor(sites[site].dtype, sites[site].shape[1])) for site in ordered)
     return File(name, wanted, positions.astype(np.int32), begins), table
 

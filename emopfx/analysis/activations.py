@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from emopfx.analysis import activation_file
-from emopfx.analysis.activation_file import FILE, File, Floats, Place, Positions, Site, Table, Tensor, Wanted
+from emopfx.analysis.activation_file import FILE, File, Floats, Place, Positions, Readable, Site, Table, Tensor, Wanted
 from emopfx.analysis.answers import Answer
-from emopfx.analysis.safetensors_header import BrokenError, Readable
 from emopfx.hashing import Json
 from emopfx.progress import Progress, say
+from emopfx.safetensors_header import BrokenError
 
 # Most reads wait for a disk or a network; as many files again lie ready, read and not yet asked for.
 THREADS = 8

@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emopfx.analysis.activation_file import METADATA, Wanted, read_metadata, wanted
+from emopfx.analysis.activation_file import METADATA, Readable, Wanted, read_metadata, wanted
 from emopfx.analysis.activations import Activations
-from emopfx.analysis.safetensors_header import BrokenError, Readable
 from emopfx.errors import InputError
 from emopfx.layout import Layout
 from emopfx.progress import Progress
+from emopfx.safetensors_header import BrokenError
 from emopfx.storage import manifest
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.source import PushedFiles

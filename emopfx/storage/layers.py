@@ -4,14 +4,15 @@ import os
 import re
 from collections.abc import Set
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
+from emopfx import safetensors_header
 from emopfx.errors import RunError
-from emopfx.storage import tensors
+from emopfx.safetensors_header import BrokenError, Header, Tensor
 from emopfx.storage.manifest import File
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.s3_errors import OtherContent
-from emopfx.storage.tensors import Header, Tensor
 
 LAYER = re.compile(r"layers\.(\d{1,9})\.")
 # The header of the whole file, which a file of some layers keeps in its own.
@@ -39,10 +40,10 @@ class Partial:
     def open(cls, path: Path) -> "Partial | None":
         """Return the file of some layers that is at a path, None if there is none."""
         try:
-            own = tensors.read(lambda start, length: _pread(path, start, length), str(path))
+            own = safetensors_header.read(partial(_pread, path), str(path))
             text = own.metadata[WHOLE].encode()
-            return cls(path, own, tensors.parse(len(text).to_bytes(8, "little") + text))
-        except (OSError, RunError, AttributeError, KeyError, TypeError, IndexError, ValueError):
+            return cls(path, own, safetensors_header.parse(len(text).to_bytes(8, "little") + text, WHOLE))
+        except (OSError, BrokenError, KeyError):
             return None
 
     def read(self, start: int, length: int) -> bytes | None:
@@ -81,7 +82,12 @@ def fetch(bucket: Bucket, key: str, path: Path, layers: Set[int], file: File, be
     problem = bucket.problem(key, stored, file["bytes"], file["sha256"], strict=True)
     if problem:
         raise OtherContent(problem)
-    whole = tensors.read(lambda start, length: bucket.piece(key, start, length, of=stored)[0], bucket.uri(key))
+    try:
+        whole = safetensors_header.read(
+            lambda start, length: bucket.piece(key, start, length, of=stored)[0], bucket.uri(key)
+        )
+    except BrokenError as error:
+        raise RunError(str(error)) from None
     if whole.size != file["bytes"]:
         raise RunError(f"{bucket.uri(key)} has {file['bytes']} bytes, but its header describes {whole.size}")
     numbers = _numbers(whole)
@@ -90,7 +96,7 @@ def fetch(bucket: Bucket, key: str, path: Path, layers: Set[int], file: File, be
     chosen = [one for one in whole.tensors if not (match := LAYER.match(one.name)) or int(match[1]) in layers]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as target:
-        target.write(tensors.header(chosen, whole.metadata | {WHOLE: whole.text[8:].decode()}))
+        target.write(safetensors_header.write(chosen, whole.metadata | {WHOLE: whole.text[8:].decode()}))
         for begin, end, is_here in _ranges(chosen, before.names if before else frozenset()):
             if before and is_here and (content := before.read(begin, end - begin)):
                 target.write(content)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 # pydantic asks for this one up to Python 3.11.
 from typing_extensions import TypedDict
 
-from emopfx.config import read_endpoint, read_s3_uri
+from emopfx.config_values import read_endpoint, read_s3_uri
 from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout, json_text, write_json
 from emopfx.storage.files import METADATA

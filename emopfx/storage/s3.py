@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from emopfx.config import read_endpoint, read_s3_uri
+from emopfx.config_values import read_endpoint, read_s3_uri
 from emopfx.errors import InputError
 from emopfx.storage.client import connect
 from emopfx.storage.objects import Listed, Stored

@@ -1,13 +1,13 @@
 import pytest
 
-from emopfx import cluster_config, config
+from emopfx import cluster_config, config_identity
 from emopfx.errors import InputError
 
 TEXT = "name: nano\nmodel: {name: tiny}\ndataset: {path: only/in-the-image.jsonl}\n"
 
 
 def digest(text: str) -> str:
-    return config.config_hash(cluster_config.identity(cluster_config.read(text, "x.yaml")))
+    return config_identity.config_hash(cluster_config.identity(cluster_config.read(text, "x.yaml")))
 
 
 def test_the_hash_covers_the_path_of_a_dataset_that_is_not_here() -> None:

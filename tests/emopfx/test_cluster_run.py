@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from emopfx import cluster_config, cluster_run, config
+from emopfx import cluster_config, cluster_run, config_identity
 from emopfx.cluster_run import ClusterRun, Options
 from emopfx.errors import InputError, RunError
 from emopfx.kubernetes import follow, jobs, lease, names
@@ -23,7 +23,7 @@ STAGES = ["configure", "generate", "analyze"]
 
 
 def digest(text: str = TEXT) -> str:
-    return config.config_hash(cluster_config.identity(cluster_config.read(text, "x.yaml")))
+    return config_identity.config_hash(cluster_config.identity(cluster_config.read(text, "x.yaml")))
 
 
 def options(**changes: Any) -> Options:

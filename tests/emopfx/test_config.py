@@ -1,8 +1,9 @@
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from emopfx.config import Experiment, config_hash, difference, identity
+from emopfx.config import Experiment
 from emopfx.config_file import parse
+from emopfx.config_identity import config_hash, difference, identity
 from emopfx.errors import InputError
 from emopfx.variants import BUILT_IN
 
@@ -71,7 +72,7 @@ def test_the_hash_covers_dataset_vectors_and_code(monkeypatch: pytest.MonkeyPatc
     before = hashed()
     assert config_hash(identity(experiment(), {"name": "gsm8k"}, {"v.safetensors": "00"})) != before
     assert config_hash(identity(experiment(), {"name": "other"})) != before
-    monkeypatch.setattr("emopfx.config.__version__", "9.9.9")
+    monkeypatch.setattr("emopfx.config_identity.__version__", "9.9.9")
     assert hashed() != before
 
 

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from emopfx import config
+from emopfx import config_identity
 from emopfx.config_file import override, parse, read_yaml
 from emopfx.errors import InputError
 
@@ -194,6 +194,6 @@ def test_wrong_analysis_settings_are_refused(analysis: dict[str, object], messag
 
 def test_the_analysis_is_no_part_of_the_hash() -> None:
     plain, probed = parse({"name": "a"}, "x"), parse({"name": "a", "analysis": {"probes": {}}}, "x")
-    assert config.identity(plain, {}) == config.identity(probed, {})
+    assert config_identity.identity(plain, {}) == config_identity.identity(probed, {})
     assert probed.analysis.probes is not None
     assert plain.analysis.probes is None

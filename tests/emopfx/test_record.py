@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from emopfx.config import Experiment, identity
+from emopfx.config import Experiment
 from emopfx.config_file import parse
+from emopfx.config_identity import identity
 from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout, write_json
 from emopfx.record import Record, choose_folder, hold, lock, running

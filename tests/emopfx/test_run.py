@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from emopfx import run
-from emopfx.config import identity
 from emopfx.config_file import parse
+from emopfx.config_identity import identity
 
 
 def model_files(folder: Path) -> object:

@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from emopfx import status
-from emopfx.config import identity
 from emopfx.config_file import parse
+from emopfx.config_identity import identity
 from emopfx.errors import InputError, RunError
 from emopfx.layout import Layout, write_json
 from emopfx.record import Record, lock

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from emopfx import cluster_config, config
+from emopfx import cluster_config, config, config_identity
 from emopfx.kubernetes import jobs, lease, names
 from emopfx.kubernetes.api import Object
 from emopfx.kubernetes.configmap import RunRecord
@@ -23,7 +23,7 @@ def record(**states: str) -> RunRecord:
 
 
 def digest(text: str) -> str:
-    return config.config_hash(cluster_config.identity(cluster_config.read(text, "x.yaml")))
+    return config_identity.config_hash(cluster_config.identity(cluster_config.read(text, "x.yaml")))
 
 
 def job(run: str, stage: str, text: str = TEXT) -> str:

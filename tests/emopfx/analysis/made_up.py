@@ -9,8 +9,8 @@ import numpy as np
 from emopfx.analysis.answers import Answers
 from emopfx.analysis.schema import Report
 from emopfx.analysis.statistics import statistics
-from emopfx.config import identity
 from emopfx.config_file import parse
+from emopfx.config_identity import identity
 from emopfx.layout import Layout
 from emopfx.record import Record
 from emopfx.stages.analyze import frame

@@ -11,8 +11,9 @@ from emopfx.analysis.activation_file import FILE
 from emopfx.analysis.answers import Answer
 from emopfx.analysis.schema import Report
 from emopfx.analysis.tables import show
-from emopfx.config import Probes, Sae, identity
+from emopfx.config import Probes, Sae
 from emopfx.config_file import parse
+from emopfx.config_identity import identity
 from emopfx.errors import RunError
 from emopfx.hashing import file_sha256
 from emopfx.layout import Layout, write_json, write_text
