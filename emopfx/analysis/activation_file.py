@@ -2,10 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from operator import add
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +22,8 @@ DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 LARGEST_METADATA = 1 << 26
 # What is read in vain rather than to ask once more: about what a disk reads ahead, or a quarter of what is wanted.
 VAIN_BYTES, VAIN_SHARE = 1 << 17, 0.25
+# Of this much, to ask once more costs next to nothing.
+TOGETHER_BYTES = 1 << 24
 
 
 class Readable(Protocol):
@@ -30,6 +31,9 @@ class Readable(Protocol):
 
     def read(self, name: str, /, start: int, length: int) -> bytes:
         """Return a range of a file's bytes, fewer where the file ends; OSError if it can't be read."""
+
+    def size(self, name: str, /) -> int:
+        """Return how many bytes a file has; OSError if there is none."""
 
 
 class Site(NamedTuple):
@@ -120,26 +124,30 @@ class File:
         spans = spans[spans[:, 0] < spans[:, 1]]
         return slice(int(spans[:, 0].min()), int(spans[:, 1].max())) if len(spans) else slice(0, 0)
 
-    def rows(self, source: Readable, places: Sequence[Place], positions: Iterable[Positions]) -> list[Floats]:
-        """Return the rows of each place at these positions; raises as `open_file` does.
+    def rows(
+        self, source: Readable, places: Iterable[Place], positions: Iterable[Positions]
+    ) -> Iterator[tuple[Place, Floats]]:
+        """Yield the rows of each place at these positions; raises as `open_file` does.
 
-        They come by one read, unless much else lies between them.
+        Those that lie close come by one read.
 
         Args:
             source: Where the file is.
             places: The places.
             positions: Which rows.
         """
-        span = self.span(positions)
-        starts, lengths = [], []
+        span, read = self.span(positions), partial(source.read, self.name)
+        ranges = []
         for place in places:
-            size = place.tensor.row_bytes
-            starts.append(int(self.begins[place.number]) + span.start * size)
-            lengths.append((span.stop - span.start) * size)
-        found = _together(source, self.name, starts, lengths)
-        return [self._floats(place, data) for place, data in zip(places, found, strict=True)]
+            begin, size = int(self.begins[place.number]), place.tensor.row_bytes
+            ranges.append(Range(begin + span.start * size, begin + span.stop * size, place))
+        for together in _together(ranges) if span.stop > span.start else ([one] for one in ranges):
+            start, end = together[0].begin, together[-1].end
+            data = memoryview(exactly(read, self.name, start, end - start))
+            for begin, end, place in together:
+                yield place, self._floats(place, data[begin - start : end - start])
 
-    def _floats(self, place: Place, data: bytes) -> Floats:
+    def _floats(self, place: Place, data: memoryview) -> Floats:
         raw = np.frombuffer(data, DTYPES[place.tensor.dtype]).reshape(-1, place.tensor.width)
         # numpy has no bfloat16: it is the upper half of a float32.
         bfloat16 = place.tensor.dtype == "BF16"
@@ -149,14 +157,27 @@ class File:
         return values
 
 
-def _together(source: Readable, name: str, starts: list[int], lengths: list[int]) -> list[bytes]:
-    """Read several ranges of a file, by one read where that asks for little else."""
-    read, start = partial(source.read, name), min(starts)
-    length = max(map(add, starts, lengths)) - start
-    if length - sum(lengths) > max(VAIN_BYTES, VAIN_SHARE * sum(lengths)):
-        return [exactly(read, name, *one) for one in zip(starts, lengths, strict=True)]
-    data = memoryview(exactly(read, name, start, length))
-    return [bytes(data[at - start : at - start + size]) for at, size in zip(starts, lengths, strict=True)]
+class Range(NamedTuple):
+    """Where the wanted rows of a place are in a file."""
+
+    begin: int
+    end: int
+    place: Place
+
+
+def _together(ranges: list[Range]) -> Iterator[list[Range]]:
+    """Yield those ranges together, in order, that are better read at once."""
+    group: list[Range] = []
+    wanted = 0
+    for one in sorted(ranges):
+        size = one.end - one.begin
+        vain = max(VAIN_BYTES, VAIN_SHARE * (wanted + size))
+        if group and (one.begin - group[-1].end > vain or one.end - group[0].begin > TOGETHER_BYTES):
+            yield group
+            group, wanted = [], 0
+        group.append(one)
+        wanted += size
+    yield group
 
 
 def wanted(entry: Mapping[str, object], prompt_tokens: int, completion_tokens: int) -> Wanted:
@@ -193,7 +214,8 @@ def open_file(source: Readable, wanted: Wanted) -> tuple[File, Table]:
         raise BrokenError(f"{name} has no positions")
     if header.size != wanted.bytes:
         raise BrokenError(f"{name} describes {header.size} bytes, but {wanted.bytes} were written")
-    exactly(read, name, wanted.bytes - 1, 1)
+    if (size := source.size(name)) != wanted.bytes:
+        raise BrokenError(f"{name} ends too early: it has {size} bytes, but {wanted.bytes} were written")
     positions = np.frombuffer(exactly(read, name, places.begin, places.end - places.begin), "<i8")
     shapes = {tuple(tensor.shape[:1]) for tensor in header.tensors}
     if shapes != {positions.shape} or (np.diff(positions) <= 0).any() or (positions >> 31).any():

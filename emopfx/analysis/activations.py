@@ -1,6 +1,5 @@
 """Reads captured activations by byte range: one layer, hook point and set of positions at a time."""
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,25 +28,6 @@ class Source(Readable, Protocol):
 
     def has(self, name: str, /) -> bool:
         """Whether there should be such a file."""
-
-
-@dataclass(frozen=True)
-class LocalFiles:
-    """Files under a folder on this disk."""
-
-    root: Path
-
-    def read(self, name: str, /, start: int, length: int) -> bytes:
-        """Return a range of a file's bytes (see `Readable`)."""
-        descriptor = os.open(self.root / name, os.O_RDONLY)
-        try:
-            return os.pread(descriptor, length, start)
-        finally:
-            os.close(descriptor)
-
-    def has(self, name: str, /) -> bool:
-        """Whether there is such a file."""
-        return (self.root / name).is_file()
 
 
 def having(source: Source, answers: Iterable[Answer]) -> list[bool]:
@@ -158,14 +138,20 @@ class Activations:
     def rows(
         self, site: Site, *positions: Positions, keys: Iterable[str] | None = None
     ) -> Iterator[tuple[str, Floats]]:
-        """Yield the rows of one site (see `rows_of`)."""
-        for key, found in self.rows_of([site], *positions, keys=keys):
+        """Yield the rows of one site, sample by sample (see `reduced`)."""
+        for key, found in self.reduced([site], *positions, keys=keys, reduce=lambda key, rows: rows):
             yield key, found[site]
 
-    def rows_of(
-        self, sites: Iterable[Site], *positions: Positions, keys: Iterable[str] | None = None
-    ) -> Iterator[tuple[str, dict[Site, Floats]]]:
-        """Yield the rows of sites, sample by sample, by one ranged read each where they lie close, some samples ahead.
+    def reduced(
+        self,
+        sites: Iterable[Site],
+        *positions: Positions,
+        keys: Iterable[str] | None = None,
+        reduce: Callable[[str, Floats], Result],
+    ) -> Iterator[tuple[str, dict[Site, Result]]]:
+        """Yield what is made of each site's rows, sample by sample, some samples ahead.
+
+        Rows that lie close, as those of a layer do, come by one ranged read.
 
         Args:
             sites: The layers and hook points.
@@ -173,23 +159,26 @@ class Activations:
                 after the prompt), `last`, `all`; of several, also those between them. What wasn't captured is left
                 out, so there may be none.
             keys: The samples, of which those are left out that can't be read; all by default.
+            reduce: Given a sample's key and the rows of a site, `[tokens, width]`, float32, returns what is kept of
+                them.
 
         Yields:
-            A sample's key and each site's rows, `[tokens, width]`, float32. A sample that turns out to be unreadable
-            is left out, and is among the `problems` from then on.
+            A sample's key and what was kept. A sample that turns out to be unreadable is left out, and is among the
+            `problems` from then on.
         """
         places = [Place(self._indices[site], site, self.table[site]) for site in sites]
 
-        def read(key: str) -> list[Floats] | str:
-            return _guarded(lambda: self._files[key].rows(self.source, places, positions))
+        def read(key: str) -> dict[Site, Result]:
+            rows_of = self._files[key].rows(self.source, places, positions)
+            return {place.site: reduce(key, rows) for place, rows in rows_of}
 
         readable = set(self.keys)
         todo = [key for key in (self._files if keys is None else keys) if key in readable]
-        for key, found in in_parallel(read, todo):
+        for key, found in in_parallel(lambda key: _guarded(lambda: read(key)), todo):
             if isinstance(found, str):
                 self.problems[key] = found
             else:
-                yield key, {place.site: rows for place, rows in zip(places, found, strict=True)}
+                yield key, found
 
 
 def open_answers(source: Readable, answers: Iterable[Answer]) -> Activations:

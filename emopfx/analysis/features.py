@@ -42,13 +42,16 @@ def read(
         }
         for site in sites
     }
-    keys = dict.fromkeys(key for keys in having.values() for key in keys)
     positions = [NEEDED[feature] for feature in having]
-    for key, rows_of in activations.rows_of(sites, *positions, keys=keys):
+
+    def means(key: str, rows: Floats) -> dict[FeatureName, Floats]:
         start = activations.span(key, *positions).start
-        for feature in (feature for feature, place in places.items() if key in place):
-            own = activations.span(key, NEEDED[feature])
-            for site, rows in rows_of.items():
-                row = places[feature][key]
-                found[site][feature][row] = rows[own.start - start : own.stop - start].mean(axis=0)
+        spans = {feature: activations.span(key, NEEDED[feature]) for feature in having if key in places[feature]}
+        return {feature: rows[own.start - start : own.stop - start].mean(axis=0) for feature, own in spans.items()}
+
+    keys = dict.fromkeys(key for keys in having.values() for key in keys)
+    for key, vectors in activations.reduced(sites, *positions, keys=keys, reduce=means):
+        for site, own in vectors.items():
+            for feature, vector in own.items():
+                found[site][feature][places[feature][key]] = vector
     return found

@@ -1,10 +1,10 @@
 """Opens the activations that a manifest names, without the answers they belong to."""
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from emopfx.analysis.activation_file import METADATA, Readable, Wanted, read_metadata, wanted
 from emopfx.analysis.activations import Activations
@@ -13,8 +13,12 @@ from emopfx.layout import Layout
 from emopfx.progress import Progress
 from emopfx.safetensors_header import BrokenError
 from emopfx.storage import manifest
+from emopfx.storage.manifest import Entry, Manifest
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.source import PushedFiles
+
+# No file lies under it.
+NOWHERE = Path(os.devnull)
 
 
 @contextmanager
@@ -31,27 +35,29 @@ def open_manifest(place: str, endpoint_url: str | None = None) -> Iterator[Activ
     """
     if place.startswith("s3://"):
         root, name, _ = place.rsplit("/", 2)
+        layout = Layout(NOWHERE, name)
         with Bucket(root, endpoint_url) as bucket:
-            entries = manifest.read_remote(bucket, name)
-            if entries is None:
+            remote = manifest.read_remote(bucket, name)
+            if remote is None:
                 raise InputError(f"there is no activations_manifest.json in {bucket.uri(name)}")
-            yield _open(bucket, entries)
+            entries = {key: manifest.in_bucket(entry, bucket) for key, entry in remote.items()}
     else:
         folder = Path(place).resolve().parent
         layout = Layout(folder.parent, folder.name)
-        with PushedFiles(layout, endpoint_url) as source:
-            yield _open(source, manifest.read(layout))
+        entries = manifest.read(layout)
+    with PushedFiles(layout, endpoint_url, entries) as source:
+        yield _open(source, entries)
 
 
-def _open(source: Readable, entries: Mapping[str, Any]) -> Activations:
+def _open(source: Readable, entries: Manifest) -> Activations:
     samples = {key: partial(_wanted, source, entry) for key, entry in entries.items()}
     with Progress("activations", len(samples)) as progress:
         return Activations.open(source, samples, progress.advance)
 
 
-def _wanted(source: Readable, entry: Any) -> Wanted:
+def _wanted(source: Readable, entry: Entry) -> Wanted:
     try:
-        record = read_metadata(source, str(entry["save_dir"]))
+        record = read_metadata(source, entry["save_dir"])
         return wanted(entry, int(record["prompt_tokens"]), int(record["completion_tokens"]))
     except (KeyError, TypeError, ValueError):
         raise BrokenError(f"the manifest or {METADATA} doesn't say how long prompt and answer are") from None

@@ -30,7 +30,8 @@ def connect(endpoint_url: str | None) -> "S3Client":
     config = Config(
         retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
         max_pool_connections=2 * WORKERS,
-        connect_timeout=10,
+        # Also how long S3 may take nothing more of what is being sent.
+        connect_timeout=20,
         read_timeout=60,
         # Content is compared with the manifest's checksums, however it was written.
         response_checksum_validation="when_required",
@@ -47,5 +48,5 @@ def connect(endpoint_url: str | None) -> "S3Client":
 
 def _send_at_once(request: "AWSPreparedRequest", **_: object) -> None:
     """Do not ask first whether something small may be sent, as botocore does for all: that takes about as long."""
-    if int(request.headers["Content-Length"]) <= CHUNK_BYTES:
+    if int(request.headers["Content-Length"]) <= CHUNK_BYTES and "Expect" in request.headers:
         del request.headers["Expect"]

@@ -1,5 +1,6 @@
 """Checks that the activations a manifest names are there and whole, on this disk or behind the server."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,15 @@ ACTIVATIONS, METADATA = "activations.safetensors", "metadata.json"
 def is_here(root: Path, save_dir: str) -> bool:
     """Whether a request's files were all written under this data folder."""
     return (root / save_dir / METADATA).is_file()
+
+
+def read_range(path: Path, start: int, length: int) -> bytes:
+    """Return a range of a file's bytes, fewer where the file ends."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, length, start)
+    finally:
+        os.close(descriptor)
 
 
 def part_of(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """Files of some layers: fetched from whole ones in a bucket, and read as if they were whole."""
 
-import os
 import re
 from collections.abc import Set
 from contextlib import closing
@@ -10,6 +9,7 @@ from pathlib import Path
 from emopfx import safetensors_header
 from emopfx.errors import RunError
 from emopfx.safetensors_header import BrokenError, Header, Tensor
+from emopfx.storage.files import read_range
 from emopfx.storage.manifest import File
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.s3_errors import OtherContent
@@ -40,7 +40,7 @@ class Partial:
     def open(cls, path: Path) -> "Partial | None":
         """Return the file of some layers that is at a path, None if there is none."""
         try:
-            own = safetensors_header.read(partial(_pread, path), str(path))
+            own = safetensors_header.read(partial(read_range, path), str(path))
             text = own.metadata[WHOLE].encode()
             return cls(path, own, safetensors_header.parse(len(text).to_bytes(8, "little") + text, WHOLE))
         except (OSError, BrokenError, KeyError):
@@ -56,7 +56,7 @@ class Partial:
         for begin, stop, later in sorted(self._spans):
             at = start + len(found)
             if begin <= at < stop and at < end:
-                found += _pread(self._path, at - later, min(end, stop) - at)
+                found += read_range(self._path, at - later, min(end, stop) - at)
         complete = len(found) >= end - start or (start == 0 and len(found) >= len(self._whole.text))
         return found if complete else None
 
@@ -119,11 +119,3 @@ def _ranges(chosen: list[Tensor], here: Set[str]) -> list[tuple[int, int, bool]]
 
 def _numbers(header: Header) -> set[int]:
     return {int(match[1]) for one in header.tensors if (match := LAYER.match(one.name))}
-
-
-def _pread(path: Path, start: int, length: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(descriptor, length, start)
-    finally:
-        os.close(descriptor)

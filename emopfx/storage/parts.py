@@ -146,7 +146,7 @@ class Parts:
         if there and _is_same(there, content):
             self._traffic.spend(0)
             return {"PartNumber": number, "ETag": there["ETag"], "ChecksumSHA256": checksum}
-        body: Any = Paced(io.BytesIO(content), len(content), self._traffic)
+        body: Any = Paced(upload.key, io.BytesIO(content), len(content), self._traffic)
         with explained(self._root, upload.key):
             part = self._client.upload_part(
                 **upload.place,

@@ -42,7 +42,14 @@ class Ranges:
         self._pool.shutdown(wait=not self._traffic.stopped, cancel_futures=True)
 
     def get(
-        self, key: str, place: dict[str, Any], start: int, length: int | None, of: Stored | None, size: int | None
+        self,
+        key: str,
+        place: dict[str, Any],
+        start: int,
+        length: int | None,
+        *,
+        of: Stored | None = None,
+        size: int | None = None,
     ) -> tuple[Sequence[bytes], Stored]:
         """Return a range of an object's bytes, in pieces, and what it is.
 
@@ -111,7 +118,7 @@ class Ranges:
             length = min(RANGE_BYTES, end - begin)
             chunks: Sequence[bytes] = ()
             with suppress(EOFError):
-                chunks, _ = self.get(key, place, begin, length, of, size)
+                chunks, _ = self.get(key, place, begin, length, of=of, size=size)
             if (found := sum(map(len, chunks))) != length:
                 raise OtherContent(f"{self._root}/{key} gave {found} of {length} bytes from {begin} on")
             return chunks

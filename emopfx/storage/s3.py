@@ -6,6 +6,7 @@ Credentials are found by boto3's own chain (environment, profile, service accoun
 import base64
 import hashlib
 import io
+import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from emopfx.storage.objects import Listed, Stored
 from emopfx.storage.parts import Parts
 from emopfx.storage.ranges import RANGE_BYTES, Ranges
 from emopfx.storage.s3_errors import OtherContent, Refused, Taken, explained
-from emopfx.storage.traffic import Changed, Paced, Traffic
+from emopfx.storage.traffic import NotSent, Paced, Traffic
 
 DELETED_AT_ONCE = 1000
 # Up to this size, from which on AWS advises to send parts, a file goes in one piece: it is hashed once, and S3 itself
@@ -58,6 +59,8 @@ class Bucket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            self.traffic.stop()
         self._ranges.close()
         self._parts.close()
         self._client.close()
@@ -108,17 +111,20 @@ class Bucket:
             Unavailable: If S3 can't be used.
             OSError: If the file can't be read.
         """
-        size = path.stat().st_size
-        if size <= WHOLE_BYTES:
-            with path.open("rb", buffering=0) as file:
-                self._put(Paced(file, size, self.traffic, sha256), key, sha256, over)
-        else:
-            self._parts.put(path, key, self._place(key), sha256, _condition(over))
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            # Of no bytes, none can be held back.
+            if not size and sha256 != hashlib.sha256().hexdigest():
+                raise OtherContent(f"{key} has other content than its checksum says")
+            if size <= WHOLE_BYTES:
+                self._put(Paced(key, file, size, self.traffic, sha256), key, sha256, over)
+                return
+        self._parts.put(path, key, self._place(key), sha256, _condition(over))
 
     def put_bytes(self, content: bytes, key: str, over: Stored | None = None) -> None:
         """Write an object of at most `WHOLE_BYTES` (see `put`)."""
         digest = hashlib.sha256(content).hexdigest()
-        self._put(Paced(io.BytesIO(content), len(content), self.traffic), key, digest, over)
+        self._put(Paced(key, io.BytesIO(content), len(content), self.traffic), key, digest, over)
 
     def _put(self, body: Paced, key: str, sha256: str, over: Stored | None) -> None:
         reads: Any = body  # what botocore needs of a file
@@ -132,8 +138,8 @@ class Bucket:
                     Metadata={"sha256": sha256},
                     **_condition(over),
                 )
-        except Changed:
-            raise OtherContent(f"{key} has other content than its checksum says") from None
+        except NotSent as stopped:
+            raise stopped.error from None
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         """Return an object's bytes, or `length` of them from `start` on, fewer where it ends.
@@ -146,7 +152,7 @@ class Bucket:
         if length == 0:
             return b""
         with suppress(EOFError):
-            return b"".join(self._ranges.get(key, self._place(key), start, length, None, None)[0])
+            return b"".join(self._ranges.get(key, self._place(key), start, length)[0])
         return b""
 
     def piece(
@@ -165,7 +171,7 @@ class Bucket:
             OtherContent: If it is another object, or has another size; then nothing of it is read.
         """
         try:
-            chunks, stored = self._ranges.get(key, self._place(key), start, length, of, size)
+            chunks, stored = self._ranges.get(key, self._place(key), start, length, of=of, size=size)
         except EOFError as error:
             raise OtherContent(str(error)) from None
         return b"".join(chunks), stored
@@ -210,7 +216,7 @@ class Bucket:
             with closing(self.stream(key, 0, size, of=None, size=size)) as contents:
                 yield contents
         else:
-            yield self._ranges.get(key, self._place(key), 0, None, None, size)[0]
+            yield self._ranges.get(key, self._place(key), 0, None, size=size)[0]
 
     def list(self, folder: str) -> Iterator[Listed]:
         """Yield every object whose key begins with `folder`, by key."""

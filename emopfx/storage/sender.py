@@ -7,7 +7,7 @@ from emopfx import hashing
 from emopfx.errors import RunError
 from emopfx.storage import manifest
 from emopfx.storage.files import part_of
-from emopfx.storage.manifest import Entry
+from emopfx.storage.manifest import Entry, File
 from emopfx.storage.objects import Stored
 from emopfx.storage.parts import composite
 from emopfx.storage.s3 import Bucket
@@ -72,7 +72,7 @@ class Sender:
         here = [(self._root / path, path, file) for path, file in manifest.paths(entry)]
         here = [(local, path, file) for local, path, file in here if local.exists()]
         for local, path, file in here:
-            if not surely_has(self._bucket, path, local, file["sha256"]):
+            if not surely_has(self._bucket, path, local, file):
                 raise RunError(f"{self._bucket.uri(path)} is not whole; the files here are kept")
         # metadata.json goes first: a folder without it is no longer taken for a whole one.
         for local, _, _ in reversed(here):
@@ -88,16 +88,16 @@ class Sender:
                 folder = folder.parent
 
 
-def surely_has(bucket: Bucket, key: str, path: Path, sha256: str) -> bool:
+def surely_has(bucket: Bucket, key: str, path: Path, file: File) -> bool:
     """Whether an object has a file's content: by a checksum of S3's own, or else by reading it.
 
     Args:
         bucket: The bucket.
         key: The object's key.
-        path: The file.
-        sha256: What the content must be (hex).
+        path: The file here.
+        file: What the manifest says of it.
     """
-    stored, size = bucket.stored(key), path.stat().st_size
+    stored, size, sha256 = bucket.stored(key), file["bytes"], file["sha256"]
     if stored is None or stored.bytes != size:
         return False
     if stored.checksum and not stored.in_parts:

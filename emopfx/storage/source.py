@@ -1,6 +1,5 @@
 """Reads pieces of activation files, on this disk or where the manifest says that they were pushed."""
 
-import os
 import threading
 from collections import OrderedDict
 from contextlib import ExitStack
@@ -9,9 +8,9 @@ from types import TracebackType
 
 from emopfx.layout import Layout
 from emopfx.storage import manifest, parallel
-from emopfx.storage.files import ACTIVATIONS
+from emopfx.storage.files import ACTIVATIONS, read_range
 from emopfx.storage.layers import Partial
-from emopfx.storage.manifest import Entry
+from emopfx.storage.manifest import Entry, Manifest
 from emopfx.storage.s3 import Bucket
 
 # How far the beginning of a file is kept once it was read, and how much there may be of all files: their headers and
@@ -26,13 +25,15 @@ class PushedFiles:
     A file of which only some layers are here is read as if it were whole; what is missing comes from S3.
 
     Args:
-        layout: The experiment; its manifest says where files are that are not here.
+        layout: The experiment.
         endpoint_url: Address of the S3 service of entries that don't name theirs.
+        entries: Its manifest, which says where files are that are not here; by default the one that is here.
     """
 
-    def __init__(self, layout: Layout, endpoint_url: str | None = None) -> None:
+    def __init__(self, layout: Layout, endpoint_url: str | None = None, entries: Manifest | None = None) -> None:
         self._root, self._endpoint_url = layout.root, endpoint_url
-        self._entries = {entry["save_dir"]: entry for entry in manifest.here(layout).values()}
+        listed = manifest.here(layout) if entries is None else entries
+        self._entries = {entry["save_dir"]: entry for entry in listed.values()}
         self._open = ExitStack()
         self._buckets: dict[tuple[str, str | None], Bucket] = {}
         self._partials: dict[str, Partial | None] = {}
@@ -75,11 +76,19 @@ class PushedFiles:
             return self._read_there(pushed, name, start, length)
         if partial_file:
             raise FileNotFoundError(f"of {name}, only some layers are here, and it was not pushed")
-        descriptor = os.open(self._root / name, os.O_RDONLY)
-        try:
-            return os.pread(descriptor, length, start)
-        finally:
-            os.close(descriptor)
+        return read_range(self._root / name, start, length)
+
+    def size(self, name: str) -> int:
+        """Return how many bytes a whole file has: of one that is not here, what the manifest says and S3 confirms.
+
+        Raises:
+            FileNotFoundError: If it is nowhere.
+        """
+        entry = self._entries.get(name.rpartition("/")[0])
+        sizes = {path: file["bytes"] for path, file in manifest.paths(entry)} if entry else {}
+        if name in sizes and (self._partial(name) or (entry and entry["uri"] and not (self._root / name).is_file())):
+            return sizes[name]
+        return (self._root / name).stat().st_size
 
     def _pushed(self, name: str) -> Entry | None:
         entry = self._entries.get(name.rpartition("/")[0])

@@ -5,6 +5,8 @@ import threading
 import time
 from typing import BinaryIO
 
+from emopfx.storage.s3_errors import OtherContent
+
 # Bytes that are moved at a time: few enough to keep a limit and to stop soon, many enough to cost little.
 CHUNK_BYTES = 1 << 17
 
@@ -13,8 +15,16 @@ class Stopped(BaseException):
     """No more bytes may be moved. As it is no Exception, nothing on its way repeats a request because of it."""
 
 
-class Changed(BaseException):
-    """What is being sent is not what it should be. No Exception either: it would be the same again."""
+class NotSent(BaseException):
+    """What is being sent can't be, for a reason of its own. No Exception either: it would be the same again.
+
+    Attributes:
+        error: Why.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Traffic:
@@ -59,14 +69,15 @@ class Paced:
     """What is sent of a file, of which each piece waits for its turn.
 
     Args:
+        key: Where it goes, for messages.
         file: The file, of which nobody else reads.
         length: How many bytes are sent.
         traffic: Counts them.
-        sha256: What they must be (hex), if that is not known: of what is anything else, the last piece is never sent.
+        sha256: What they must be (hex): otherwise the last piece is never sent. None if they need not be checked.
     """
 
-    def __init__(self, file: BinaryIO, length: int, traffic: Traffic, sha256: str | None = None) -> None:
-        self._file, self._length, self._traffic, self._sha256 = file, length, traffic, sha256
+    def __init__(self, key: str, file: BinaryIO, length: int, traffic: Traffic, sha256: str | None = None) -> None:
+        self._key, self._file, self._length, self._traffic, self._sha256 = key, file, length, traffic, sha256
         self.seek(0)
 
     def __len__(self) -> int:
@@ -81,14 +92,15 @@ class Paced:
         """Return the next piece; urllib3 asks for 16 KiB, but sends what it gets, and larger pieces cost less.
 
         Raises:
-            Changed: If the bytes are not what they must be.
+            NotSent: If the file can't be read, or its bytes are not what they must be.
         """
-        if not self._left:
-            return b""
-        piece = self._file.read(min(CHUNK_BYTES, self._left))
+        try:
+            piece = self._file.read(min(CHUNK_BYTES, self._left))
+        except OSError as error:
+            raise NotSent(error) from None
         self._left -= len(piece)
-        if not piece or not self._is_right(piece):
-            raise Changed
+        if not self._is_right(piece):
+            raise NotSent(OtherContent(f"{self._key} has other content than its checksum says"))
         self._traffic.spend(len(piece))
         return piece
 
@@ -97,4 +109,4 @@ class Paced:
         if self._sha256 is None:
             return True
         self._digest.update(piece)
-        return bool(self._left) or self._digest.hexdigest() == self._sha256
+        return bool(piece) if self._left else self._digest.hexdigest() == self._sha256

@@ -12,12 +12,29 @@ from safetensors.torch import save_file
 
 from emopfx.analysis.activation_file import FILE, METADATA
 from emopfx.analysis.answers import Answer
+from emopfx.storage.files import read_range
 
 Floats = npt.NDArray[np.float32]
 PROMPT = 4
 COMPLETION = 4
 TOKENS = PROMPT + COMPLETION - 1
 HOOK_POINT = "input_layernorm.output"
+
+
+class LocalFiles:
+    """Files under a folder on this disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, name: str, /, start: int, length: int) -> bytes:
+        return read_range(self.root / name, start, length)
+
+    def size(self, name: str, /) -> int:
+        return (self.root / name).stat().st_size
+
+    def has(self, name: str, /) -> bool:
+        return (self.root / name).is_file()
 
 
 def write(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from emopfx.analysis import activations, features
 from emopfx.analysis.activation_file import FILE, Positions, Site
-from emopfx.analysis.activations import Activations, LocalFiles
+from emopfx.analysis.activations import Activations
 from emopfx.analysis.answers import Answer
-from tests.emopfx.analysis.planted import HOOK_POINT, PROMPT, TOKENS, write
+from tests.emopfx.analysis.planted import HOOK_POINT, PROMPT, TOKENS, LocalFiles, write
 
 WIDTH = 8
 
@@ -25,6 +25,9 @@ class Counting:
 
     def has(self, name: str, /) -> bool:
         return self.files.has(name)
+
+    def size(self, name: str, /) -> int:
+        return self.files.size(name)
 
     def read(self, name: str, /, start: int, length: int) -> bytes:
         self.ranges.append((name, start, length))

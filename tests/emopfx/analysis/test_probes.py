@@ -7,13 +7,13 @@ import torch
 from safetensors import safe_open
 
 from emopfx.analysis.activation_file import Site
-from emopfx.analysis.activations import Activations, LocalFiles, open_answers
+from emopfx.analysis.activations import Activations, open_answers
 from emopfx.analysis.answers import Answer
 from emopfx.analysis.probes import probe
 from emopfx.analysis.projections import Direction, write_projections
 from emopfx.analysis.schema import Probes, ProbeTask
 from emopfx.config import Probes as Settings
-from tests.emopfx.analysis.planted import HOOK_POINT, TOKENS, Floats, experiment, write
+from tests.emopfx.analysis.planted import HOOK_POINT, TOKENS, Floats, LocalFiles, experiment, write
 
 VARIANTS = ["control", "calm", "anxiety"]
 SETTINGS = Settings(c=0.1)

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from emopfx.analysis.activation_file import Site
-from emopfx.analysis.activations import LocalFiles, open_answers
+from emopfx.analysis.activations import open_answers
 from emopfx.analysis.answers import Answer
 from emopfx.analysis.sae import BATCH as BATCH_ROWS
 from emopfx.analysis.sae import TopKSae, batches, load, save, train
 from emopfx.analysis.saes import chosen, train_one
 from emopfx.analysis.schema import Saes
 from emopfx.config import Sae as Settings
-from tests.emopfx.analysis.planted import HOOK_POINT, TOKENS, experiment
+from tests.emopfx.analysis.planted import HOOK_POINT, TOKENS, LocalFiles, experiment
 
 INPUTS, TRUE, ACTIVE = 16, 24, 2
 STEPS, BATCH = 600, 256

@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import io
 import os
 import threading
 from pathlib import Path
@@ -11,7 +13,7 @@ from emopfx.storage.parts import PART_BYTES
 from emopfx.storage.ranges import RANGE_BYTES
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.s3_errors import OtherContent, Taken, Unavailable
-from emopfx.storage.traffic import CHUNK_BYTES, Traffic
+from emopfx.storage.traffic import CHUNK_BYTES, Paced, Traffic
 from tests.emopfx.storage.s3_service import CREDENTIALS, Gate
 
 # What goes in pieces, and what goes in parts.
@@ -50,7 +52,7 @@ def test_a_file_comes_back_as_it_went(tmp_path: Path, bucket: Bucket, door: Gate
 
 
 @pytest.mark.usefixtures("soon_in_parts")
-@pytest.mark.parametrize("size", [10, PIECES, LARGE])
+@pytest.mark.parametrize("size", [0, 10, PIECES, LARGE])
 def test_a_file_with_other_content_is_not_kept(tmp_path: Path, bucket: Bucket, size: int) -> None:
     write(tmp_path / "a", size)
     with pytest.raises(OtherContent, match="x/a has other content than its checksum says"):
@@ -72,9 +74,27 @@ def test_a_file_that_changes_while_it_is_sent_is_not_kept(
     monkeypatch.undo()
     assert list(bucket.list("")) == []
     # The connection that was given up is not used again.
-    assert bucket.read("x/a", 0, 0) == b""
     bucket.put(tmp_path / "a", "x/a", write(tmp_path / "a", PIECES))
     assert bucket.read("x/a") == (tmp_path / "a").read_bytes()
+
+
+@pytest.mark.parametrize("readable", [0, CHUNK_BYTES])
+def test_a_file_that_can_not_be_read_is_no_fault_of_s3(
+    tmp_path: Path, bucket: Bucket, door: Gate, readable: int
+) -> None:
+    sha256 = write(tmp_path / "a", PIECES)
+
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() >= readable:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    body = Paced("x/a", Broken((tmp_path / "a").read_bytes()), PIECES, bucket.traffic, sha256)
+    with pytest.raises(OSError, match="Input/output error"):
+        bucket._put(body, "x/a", sha256, None)
+    assert door.asked["PUT"] <= 1
+    assert list(bucket.list("")) == []
 
 
 def test_a_file_is_sent_again_from_its_start(tmp_path: Path, bucket: Bucket, door: Gate) -> None:

@@ -87,7 +87,7 @@ def test_what_s3_has_no_checksum_of_is_read_before_files_here_go(
         else:
             bucket._client.put_object(**place(bucket, path), Body=data, **said)
         received = door.received
-        assert surely_has(bucket, path, layout.root / path, file["sha256"]) == whole
+        assert surely_has(bucket, path, layout.root / path, file) == whole
         assert door.received - received >= LARGE
         if not whole:
             with pytest.raises(RunError, match="is not whole; the files here are kept"):
