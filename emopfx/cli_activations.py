@@ -59,15 +59,12 @@ def push(
     """Send what the bucket does not have yet."""
     # boto3 takes a while to import, and most commands don't need it.
     from emopfx.storage import push as pushing
-    from emopfx.storage.results import refuse_other_config
 
     layout = _layout(results, name)
     if not layout.folder.is_dir():
         raise InputError(f"there is no experiment {name} in {results}")
     with _bucket(layout, uri, endpoint_url, bandwidth) as bucket, record.lock(layout):
-        if with_results and not replace:
-            refuse_other_config(layout, bucket)
-        pushing.activations(layout, bucket, replace=replace, delete_local=delete_local)
+        pushing.activations(layout, bucket, replace=replace, delete_local=delete_local, results_too=with_results)
         if with_results:
             pushing.results(layout, bucket, replace=replace)
 
@@ -91,6 +88,7 @@ def pull(
     bandwidth: Bandwidth = None,
 ) -> None:
     """Bring here what is not here yet, and check it."""
+    from emopfx.storage import parallel
     from emopfx.storage import pull as pulling
     from emopfx.storage.results import refuse_other_config
 
@@ -100,7 +98,7 @@ def pull(
     layout = _layout(results, name)
     with _bucket(layout, uri, endpoint_url, bandwidth) as bucket:
         if (with_results or results_only) and not replace:
-            refuse_other_config(layout, bucket)
+            parallel.patiently("pull", lambda: refuse_other_config(layout, bucket))
         if results_only:
             pulling.addresses(layout, bucket, replace=replace)
         else:

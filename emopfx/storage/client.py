@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # How many requests are under way at once; threads that read ahead of others add as many.
 WORKERS = 16
-# With growing pauses, this lasts over a quarter of a minute of failures.
+# botocore's pauses grow, but are short: who must outlast an outage calls again (see `parallel.patiently`).
 ATTEMPTS = 6
 
 

@@ -53,7 +53,7 @@ class Courier:
         entry = manifest.checked({key: unchecked}, self._layout.name, "the server's answer")[key]
         self._sender.send_entry(entry)
         with self._lock:
-            self._arrived[key] = manifest.in_bucket(entry, self._bucket)
+            self._arrived[key] = manifest.in_bucket(entry, self._bucket, self._sender.checksums)
             if time.monotonic() < self._next:
                 return
             self._next = time.monotonic() + PUBLISH_SECONDS

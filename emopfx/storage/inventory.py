@@ -88,7 +88,8 @@ def whole_elsewhere(layout: Layout, s3: S3 | None) -> set[str]:
 def _problems_there(bucket: Bucket, entry: Entry, *, read: bool = False, strict: bool = False) -> Iterator[str]:
     for path, file in manifest.paths(entry):
         stored = bucket.stored(path)
-        problem = bucket.problem(path, stored, file["bytes"], file["sha256"], strict=strict)
+        checksum = manifest.checksum_there(entry, file)
+        problem = bucket.problem(path, stored, file["bytes"], file["sha256"], checksum=checksum, strict=strict)
         if problem is None and read and bucket.sha256(path, file["bytes"]) != file["sha256"]:
             problem = f"{bucket.uri(path)} has other content than its checksum says"
         if problem:
@@ -149,12 +150,14 @@ def prune(bucket: Bucket, name: str, *, older_than: timedelta, delete: bool) -> 
         InputError: If the bucket has no such experiment.
         RunError: If S3 fails.
     """
-    if manifest.read_remote(bucket, name) is None:
+    if parallel.patiently("prune", lambda: manifest.read_remote(bucket, name)) is None:
         raise InputError(f"{bucket.root} has no activations of {name}")
     folder, latest = f"{name}/activations/", datetime.now(UTC) - older_than
-    everything: list[Listed] = [*bucket.list(folder), *bucket.unfinished(f"{name}/")]
+    everything: list[Listed] = parallel.patiently(
+        "prune", lambda: [*bucket.list(folder), *bucket.unfinished(f"{name}/")]
+    )
     # Read after the listing: what was pushed in between is named by then.
-    entries = manifest.read_remote(bucket, name) or {}
+    entries = parallel.patiently("prune", lambda: manifest.read_remote(bucket, name)) or {}
     named = {path for entry in entries.values() for path, _ in manifest.paths(entry)}
     vain = [item for item in everything if (item.upload_id or item.key not in named) and item.changed <= latest]
     for item in vain:

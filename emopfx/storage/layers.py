@@ -61,7 +61,16 @@ class Partial:
         return found if complete else None
 
 
-def fetch(bucket: Bucket, key: str, path: Path, layers: Set[int], file: File, before: Partial | None = None) -> None:
+def fetch(
+    bucket: Bucket,
+    key: str,
+    path: Path,
+    layers: Set[int],
+    file: File,
+    *,
+    checksum: str | None = None,
+    before: Partial | None = None,
+) -> None:
     """Write a safetensors file with only these layers' tensors, and those that belong to no layer.
 
     Tensors that lie side by side come by one ranged read.
@@ -72,6 +81,7 @@ def fetch(bucket: Bucket, key: str, path: Path, layers: Set[int], file: File, be
         path: What is written.
         layers: The layers' numbers.
         file: What the whole file must be.
+        checksum: What S3 must have for a checksum of it if it was sent in parts (else it is read as a whole).
         before: A file of other layers, which need not be fetched again.
 
     Raises:
@@ -79,7 +89,7 @@ def fetch(bucket: Bucket, key: str, path: Path, layers: Set[int], file: File, be
         RunError: If it lacks a layer, or is no safetensors file.
     """
     stored = bucket.stored(key)
-    problem = bucket.problem(key, stored, file["bytes"], file["sha256"], strict=True)
+    problem = bucket.problem(key, stored, file["bytes"], file["sha256"], checksum=checksum, strict=True)
     if problem:
         raise OtherContent(problem)
     try:

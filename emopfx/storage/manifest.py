@@ -1,6 +1,8 @@
 """activations_manifest.json, here and in a bucket: which files there are, with sizes and checksums, and where else."""
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Annotated, Any, NotRequired
 
@@ -42,16 +44,18 @@ class File(TypedDict):
 class Entry(TypedDict):
     """The files of a request, as the server wrote them.
 
-    `uri` is where they are besides, on the service `endpoint_url`. Where only some `layers` were pulled, `partial` is
-    the file that has them, in place of the whole one.
+    `uri` is where they are besides, on the service `endpoint_url`; of those that were sent in parts, `checksums` has
+    what S3 has for a checksum, by name. Where only some `layers` were pulled, `partial` is the file that has them, in
+    place of the whole one.
     """
 
     save_dir: str
     request_id: str
-    uri: Annotated[str, AfterValidator(read_s3_uri)] | None
+    uri: str | None
     endpoint_url: NotRequired[Annotated[str | None, AfterValidator(read_endpoint)]]
     files: Annotated[list[File], Field(min_length=1)]
     tokens: int
+    checksums: NotRequired[dict[str, str]]
     layers: NotRequired[list[int]]
     partial: NotRequired[File]
 
@@ -83,12 +87,19 @@ def checked(value: Any, name: str, place: str) -> Manifest:
         inside = folder.parts[:2] == (name, "activations") and len(folder.parts) > 2 and "\0" not in save_dir
         if len(parts) < 2 or not inside or ".." in folder.parts or str(folder) != save_dir:
             what = f"{key}: {save_dir!r} is no folder of a sample under {name}/activations"
-        elif entry["uri"] and not entry["uri"].endswith(f"/{save_dir}"):
-            what = f"{key}: its uri does not end with its save_dir"
+        elif entry["uri"] and not _is_uri(entry["uri"], save_dir):
+            what = f"{key}: its uri is none of S3 that ends with its save_dir"
         else:
             continue
         raise NoManifestError(f"{place} is no manifest of {name}'s activations: {what}")
     return manifest
+
+
+def _is_uri(uri: str, save_dir: str) -> bool:
+    """Whether a URI of S3 ends with a folder, whose name may have characters that the rest can't have."""
+    with suppress(ValueError):
+        return uri.endswith(f"/{save_dir}") and bool(read_s3_uri(uri.removesuffix(f"/{save_dir}")))
+    return False
 
 
 def read(layout: Layout) -> Manifest:
@@ -208,11 +219,24 @@ def update(layout: Layout, entries: Manifest) -> None:
         write_json(layout.manifest, merged)
 
 
-def in_bucket(entry: Entry, bucket: Bucket) -> Entry:
-    """Return an entry that says that its files are in a bucket too."""
+def in_bucket(entry: Entry, bucket: Bucket, checksums: Mapping[str, str] | None = None) -> Entry:
+    """Return an entry that says that its files are in a bucket too.
+
+    Args:
+        entry: The entry.
+        bucket: The bucket.
+        checksums: By key, what S3 has for a checksum of files that were sent in parts.
+    """
     placed = entry.copy()
     placed["uri"], placed["endpoint_url"] = bucket.uri(entry["save_dir"]), bucket.endpoint_url
+    if own := {file["name"]: checksums[path] for path, file in paths(entry) if checksums and path in checksums}:
+        placed["checksums"] = own
     return placed
+
+
+def checksum_there(entry: Entry, file: File) -> str | None:
+    """Return what S3 has for a checksum of a file if it was sent in parts, as far as is known."""
+    return entry.get("checksums", {}).get(file["name"])
 
 
 def paths(entry: Entry) -> list[tuple[str, File]]:

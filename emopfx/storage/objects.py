@@ -29,7 +29,9 @@ class Stored:
     @classmethod
     def of(cls, answer: "HeadObjectOutputTypeDef | GetObjectOutputTypeDef", size: int) -> "Stored":
         """Return what an answer says of an object of this size."""
-        stored = cls(size, answer["Metadata"].get("sha256"), answer["ETag"], answer.get("ChecksumSHA256", ""))
+        # Behind that of an object in parts, some say how many they are.
+        checksum = answer.get("ChecksumSHA256", "").partition("-")[0]
+        stored = cls(size, answer["Metadata"].get("sha256"), answer["ETag"], checksum)
         if stored.in_parts or not stored.checksum:
             return stored
         return cls(size, base64.b64decode(stored.checksum).hex(), stored.etag, stored.checksum)

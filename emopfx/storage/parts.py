@@ -43,7 +43,7 @@ class Parts:
         """Begin nothing more, and wait for what is under way, unless all is stopped."""
         self._pool.shutdown(wait=not self._traffic.stopped, cancel_futures=True)
 
-    def put(self, path: Path, key: str, place: dict[str, Any], sha256: str, condition: Mapping[str, Any]) -> None:
+    def put(self, path: Path, key: str, place: dict[str, Any], sha256: str, condition: Mapping[str, Any]) -> str:
         """Write a large file as an object; of an upload that was broken off, only the rest is sent.
 
         Args:
@@ -53,6 +53,9 @@ class Parts:
             sha256: What its content must be (hex).
             condition: What must be so for the object to be written.
 
+        Returns:
+            What S3 has for a checksum of it (see `composite`).
+
         Raises:
             OtherContent: If the file has other content.
             Taken: If the condition is not met.
@@ -61,17 +64,17 @@ class Parts:
             OSError: If the file can't be read.
         """
         if upload := self._continued(path, key, place):
-            self._write(path, upload, sha256, condition)
+            checksum = self._write(path, upload, sha256, condition)
             with explained(self._root, key):
                 head = self._client.head_object(**place)
             if head["Metadata"].get("sha256") == sha256:
-                return
-            # It was begun with a file that began alike, and still says that it is that one.
+                return checksum
+            # It was begun with a file that was partly alike, and still says that it is that one.
             condition = {"IfMatch": head["ETag"]}
-        self._write(path, self._begin(key, place, sha256), sha256, condition)
+        return self._write(path, self._begin(key, place, sha256), sha256, condition)
 
-    def _write(self, path: Path, upload: "_Upload", sha256: str, condition: Mapping[str, Any]) -> None:
-        """Send the parts that an upload lacks, and complete it."""
+    def _write(self, path: Path, upload: "_Upload", sha256: str, condition: Mapping[str, Any]) -> str:
+        """Send the parts that an upload lacks, and complete it; return its checksum."""
         try:
             digest, parts = self._send(path, upload)
             if digest != sha256:
@@ -81,6 +84,7 @@ class Parts:
         except (OtherContent, Taken):
             self._abort(upload)
             raise
+        return _of_parts([base64.b64decode(part["ChecksumSHA256"]) for part in parts])
 
     def _begin(self, key: str, place: dict[str, Any], sha256: str) -> "_Upload":
         with explained(self._root, key):
@@ -90,7 +94,7 @@ class Parts:
         return _Upload(key, {**place, "UploadId": begun["UploadId"]}, {})
 
     def _continued(self, path: Path, key: str, place: dict[str, Any]) -> "_Upload | None":
-        """Return the last upload of a file that begins alike and was broken off."""
+        """Return the last upload of a file like this one that was broken off."""
         # Who may not list uploads can't go on with one.
         with suppress(Refused, Taken, FileNotFoundError), explained(self._root, key):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
@@ -102,10 +106,9 @@ class Parts:
                 begun = {**place, "UploadId": upload["UploadId"]}
                 listed = self._client.get_paginator("list_parts").paginate(**begun)
                 parts = {part["PartNumber"]: part for page in listed for part in page.get("Parts", [])}
-                # The first part tells; nobody can read the metadata that it was begun with.
-                with path.open("rb") as file:
-                    if 1 in parts and _is_same(parts[1], file.read(part_bytes(path.stat().st_size))):
-                        return _Upload(key, begun, parts)
+                # One part tells; nobody can read the metadata that it was begun with.
+                if parts and _is_of(path, parts[min(parts)]):
+                    return _Upload(key, begun, parts)
         return None
 
     def _send(self, path: Path, upload: "_Upload") -> "tuple[str, list[CompletedPartTypeDef]]":
@@ -183,13 +186,26 @@ def part_bytes(size: int) -> int:
 
 
 def composite(path: Path) -> tuple[str, str]:
-    """Return a file's SHA-256 (hex), and what S3 has for a checksum of it once it was sent in parts (base64)."""
-    whole, parts, step = hashlib.sha256(), hashlib.sha256(), part_bytes(path.stat().st_size)
+    """Return a file's SHA-256 (hex), and what S3 has for a checksum of it once it was sent in parts."""
+    whole, parts, step = hashlib.sha256(), list[bytes](), part_bytes(path.stat().st_size)
     with path.open("rb") as file:
         while content := file.read(step):
             whole.update(content)
-            parts.update(hashlib.sha256(content).digest())
-    return whole.hexdigest(), _base64(parts)
+            parts.append(hashlib.sha256(content).digest())
+    return whole.hexdigest(), _of_parts(parts)
+
+
+def _of_parts(digests: list[bytes]) -> str:
+    """Return S3's checksum of an object, given its parts' SHA-256: that of all of these."""
+    return _base64(hashlib.sha256(b"".join(digests)))
+
+
+def _is_of(path: Path, part: "PartTypeDef") -> bool:
+    """Whether a part that S3 has is of this file."""
+    step = part_bytes(path.stat().st_size)
+    with path.open("rb") as file:
+        file.seek((part["PartNumber"] - 1) * step)
+        return _is_same(part, file.read(step))
 
 
 def _is_same(part: "PartTypeDef", content: bytes) -> bool:

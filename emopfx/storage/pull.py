@@ -84,7 +84,9 @@ def addresses(layout: Layout, bucket: Bucket, *, replace: bool = False) -> None:
     with record.lock(layout):
         # What an entry says of files that are here stays true.
         known = {key: entry for key, entry in manifest.here(layout).items() if _same(entry, entries.get(key))}
-        placed = {key: manifest.in_bucket(known.get(key, entry), bucket) for key, entry in entries.items()}
+        placed = {key: manifest.in_bucket(entry, bucket) for key, entry in entries.items()}
+        for key, entry in known.items():
+            placed[key] = {**entry, **placed[key]}
         manifest.update(layout, placed)
     say(f"pull: {len(entries)} requests are read from {bucket.root} where they are not here")
 
@@ -163,7 +165,8 @@ class Receiver:
             return sorted(before.layers), known
         wanted = self._layers | (before.layers if before else set())
         with _part(target) as part:
-            layers.fetch(self._bucket, path, part, wanted, file, before)
+            checksum = manifest.checksum_there(entry, file)
+            layers.fetch(self._bucket, path, part, wanted, file, checksum=checksum, before=before)
             partial: File = {
                 "name": target.name,
                 "bytes": part.stat().st_size,

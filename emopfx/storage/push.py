@@ -18,7 +18,9 @@ from emopfx.storage.s3_errors import Away, Taken
 from emopfx.storage.sender import Sender
 
 
-def activations(layout: Layout, bucket: Bucket, *, replace: bool = False, delete_local: bool = False) -> None:
+def activations(
+    layout: Layout, bucket: Bucket, *, replace: bool = False, delete_local: bool = False, results_too: bool = False
+) -> None:
     """Send the activations that the manifest names, then the manifest, whose entries now carry their URI.
 
     Args:
@@ -26,6 +28,7 @@ def activations(layout: Layout, bucket: Bucket, *, replace: bool = False, delete
         bucket: Where to.
         replace: Whether objects with other content are written over.
         delete_local: Whether the files here are deleted after the bucket has said that it has them whole.
+        results_too: Whether results are to follow (see `results`): nothing is sent if they could not.
 
     Raises:
         InputError: If there is no manifest, or the bucket has an experiment of that name and another config.
@@ -37,11 +40,17 @@ def activations(layout: Layout, bucket: Bucket, *, replace: bool = False, delete
         say(f"push: {partial} of {len(here)} requests are here by some of their layers only, and are not sent")
     folder, where = f"{layout.name}/activations/", f"are not in {bucket.root}"
     with parallel.all_or_listed("push", entries, where):
+        if results_too and not replace:
+            parallel.patiently("push", lambda: refuse_other_config(layout, bucket))
         parallel.patiently("push", lambda: manifest.merged_into(bucket, layout.name, entries, replace=replace))
         there = parallel.patiently("push", lambda: {listed.key for listed in bucket.list(folder)})
     sender = Sender(bucket, layout.root, there, replace=replace)
     failures = parallel.for_each("push-activations", entries, sender.send_entry, bucket.traffic)
-    whole = {key: manifest.in_bucket(entry, bucket) for key, entry in entries.items() if key not in failures}
+    whole = {
+        key: manifest.in_bucket(entry, bucket, sender.checksums)
+        for key, entry in entries.items()
+        if key not in failures
+    }
     manifest.update(layout, whole)
     unnamed = _publish(layout.name, bucket, whole, replace=replace)
     # Where files are missing, the next run is to name those that are there too.

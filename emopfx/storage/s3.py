@@ -78,21 +78,40 @@ class Bucket:
             return None
         return Stored.of(head, head["ContentLength"])
 
-    def problem(self, key: str, stored: Stored | None, size: int, sha256: str, *, strict: bool = False) -> str | None:
+    def problem(
+        self,
+        key: str,
+        stored: Stored | None,
+        size: int,
+        sha256: str,
+        *,
+        checksum: str | None = None,
+        strict: bool = False,
+    ) -> str | None:
         """Return what is wrong with an object that should have this content, None if nothing is.
 
         It is read if nothing is known of its content, or, where it is `strict`, only what its writer has said.
+
+        Args:
+            key: Its key.
+            stored: What the bucket says of it.
+            size: How many bytes it must have.
+            sha256: What their SHA-256 must be (hex).
+            checksum: What S3 must have for a checksum if it was sent in parts.
+            strict: Whether what its writer has said is not enough.
         """
         if stored is None:
             return f"{self.uri(key)} is missing"
         if stored.bytes != size:
             return f"{self.uri(key)} has {stored.bytes} bytes, not {size}"
-        known = stored.sha256 if stored.checksum or not strict else None
+        if checksum is not None and checksum == stored.checksum:
+            return None
+        known = stored.sha256 if not strict or (stored.checksum and not stored.in_parts) else None
         if (known or self.sha256(key, size)) != sha256:
             return f"{self.uri(key)} has other content than its checksum says"
         return None
 
-    def put(self, path: Path, key: str, sha256: str, over: Stored | None = None) -> None:
+    def put(self, path: Path, key: str, sha256: str, over: Stored | None = None) -> str | None:
         """Write a file as an object that nobody else has written in the meantime.
 
         The bytes are hashed as they are sent: S3 refuses what changed on the way, and nothing is kept if they are
@@ -103,6 +122,9 @@ class Bucket:
             key: Where it goes.
             sha256: What its content must be (hex).
             over: The object that it replaces; without it, there must be none.
+
+        Returns:
+            What S3 has for a checksum of it if it went in parts, else None: then it has the SHA-256 itself.
 
         Raises:
             OtherContent: If the file has other content.
@@ -118,8 +140,8 @@ class Bucket:
                 raise OtherContent(f"{key} has other content than its checksum says")
             if size <= WHOLE_BYTES:
                 self._put(Paced(key, file, size, self.traffic, sha256), key, sha256, over)
-                return
-        self._parts.put(path, key, self._place(key), sha256, _condition(over))
+                return None
+        return self._parts.put(path, key, self._place(key), sha256, _condition(over))
 
     def put_bytes(self, content: bytes, key: str, over: Stored | None = None) -> None:
         """Write an object of at most `WHOLE_BYTES` (see `put`)."""

@@ -17,6 +17,11 @@ from emopfx.storage.s3_errors import Taken
 class Sender:
     """Sends files to the keys that are their paths.
 
+    Attributes:
+        sent: The keys of those that were sent.
+        kept: The keys of those that were there.
+        checksums: By key, what S3 has for a checksum of those that are there in parts.
+
     Args:
         bucket: Where to.
         root: The data folder.
@@ -27,25 +32,29 @@ class Sender:
     def __init__(self, bucket: Bucket, root: Path, there: set[str], *, replace: bool) -> None:
         self._bucket, self._root, self._there, self._replace = bucket, root, there, replace
         self.sent: list[str] = []
+        self.checksums: dict[str, str] = {}
         self.kept: list[str] = []
 
     def send_entry(self, entry: Entry) -> None:
         """Send a request's files; metadata.json comes last and marks them as whole."""
         for path, file in manifest.paths(entry):
-            self._send(path, file["sha256"], file["bytes"])
+            self._send(path, file["sha256"], file["bytes"], manifest.checksum_there(entry, file))
 
     def send_result(self, path: Path) -> None:
         """Send a file as it is now."""
-        self._send(str(path.relative_to(self._root)), hashing.file_sha256(path), path.stat().st_size)
+        key = str(path.relative_to(self._root))
+        if not key.isprintable():
+            raise RunError(f"{key!r} can't be the name of an object")
+        self._send(key, hashing.file_sha256(path), path.stat().st_size)
 
-    def _send(self, key: str, sha256: str, size: int) -> None:
+    def _send(self, key: str, sha256: str, size: int, checksum: str | None = None) -> None:
         stored = self._bucket.stored(key) if key in self._there else None
         if stored is None:
             if self._put(key, sha256, None):
                 return
             stored = self._bucket.stored(key)
-        if self._bucket.problem(key, stored, size, sha256, strict=self._replace) is None:
-            self.kept.append(key)
+        if self._problem(key, stored, size, sha256, checksum) is None:
+            self._note(key, stored, self.kept)
             return
         if stored is None:
             raise RunError(f"{self._bucket.uri(key)} is being written by somebody else; run it again")
@@ -54,18 +63,36 @@ class Sender:
         if self._put(key, sha256, stored):
             return
         # Perhaps it was written, and only the answer was lost.
-        if self._bucket.problem(key, self._bucket.stored(key), size, sha256):
+        stored = self._bucket.stored(key)
+        if self._problem(key, stored, size, sha256, None):
             raise RunError(f"{self._bucket.uri(key)} was changed by somebody else in the meantime")
-        self.sent.append(key)
+        self._note(key, stored, self.sent)
+
+    def _problem(self, key: str, stored: Stored | None, size: int, sha256: str, checksum: str | None) -> str | None:
+        """Return what is wrong with an object; of one in parts, the parts here tell if nothing is known of them."""
+        in_parts = stored is not None and stored.in_parts
+        if in_parts and checksum is None and self._bucket.problem(key, stored, size, sha256) is None:
+            whole, found = composite(self._root / key)
+            checksum = found if whole == sha256 else None
+        return self._bucket.problem(
+            key, stored, size, sha256, checksum=checksum, strict=self._replace or checksum is not None
+        )
 
     def _put(self, key: str, sha256: str, over: Stored | None) -> bool:
         """Send a file unless there is another object than `over`; return whether it was sent."""
         try:
-            self._bucket.put(self._root / key, key, sha256, over)
+            checksum = self._bucket.put(self._root / key, key, sha256, over)
         except Taken:
             return False
         self.sent.append(key)
+        if checksum:
+            self.checksums[key] = checksum
         return True
+
+    def _note(self, key: str, stored: Stored | None, keys: list[str]) -> None:
+        keys.append(key)
+        if stored and stored.in_parts and stored.checksum:
+            self.checksums[key] = stored.checksum
 
     def delete_entry(self, entry: Entry) -> None:
         """Delete a request's files here if the bucket surely has their content."""
@@ -104,6 +131,6 @@ def surely_has(bucket: Bucket, key: str, path: Path, file: File) -> bool:
         return stored.sha256 == sha256
     if stored.checksum:
         whole, checksum = composite(path)
-        if (whole, checksum) == (sha256, stored.checksum.partition("-")[0]):
+        if (whole, checksum) == (sha256, stored.checksum):
             return True
     return bucket.sha256(key, size) == sha256

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from emopfx.layout import Layout
 from emopfx.storage import manifest, parallel
-from emopfx.storage.files import ACTIVATIONS, read_range
+from emopfx.storage.files import ACTIVATIONS, is_here, read_range
 from emopfx.storage.layers import Partial
 from emopfx.storage.manifest import Entry, Manifest
 from emopfx.storage.s3 import Bucket
@@ -72,7 +72,7 @@ class PushedFiles:
         if found is not None:
             return found
         pushed = self._pushed(name)
-        if pushed and (partial_file or not (self._root / name).is_file()):
+        if pushed and (partial_file or not self._is_here(name)):
             return self._read_there(pushed, name, start, length)
         if partial_file:
             raise FileNotFoundError(f"of {name}, only some layers are here, and it was not pushed")
@@ -86,9 +86,13 @@ class PushedFiles:
         """
         entry = self._entries.get(name.rpartition("/")[0])
         sizes = {path: file["bytes"] for path, file in manifest.paths(entry)} if entry else {}
-        if name in sizes and (self._partial(name) or (entry and entry["uri"] and not (self._root / name).is_file())):
+        if name in sizes and (self._partial(name) or (self._pushed(name) and not self._is_here(name))):
             return sizes[name]
         return (self._root / name).stat().st_size
+
+    def _is_here(self, name: str) -> bool:
+        """Whether a file is here, and not left over from a folder that was not completed or is being deleted."""
+        return (self._root / name).is_file() and is_here(self._root, name.rpartition("/")[0])
 
     def _pushed(self, name: str) -> Entry | None:
         entry = self._entries.get(name.rpartition("/")[0])

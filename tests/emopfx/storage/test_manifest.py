@@ -38,7 +38,7 @@ def raw(layout: Layout) -> Any:
         ({"files": [{"name": "x", "bytes": 1}]}, "calm/a_0001.files.0.sha256: Field required"),
         ({"files": []}, "calm/a_0001.files: List should have at least 1 item"),
         ({"request_id": None}, "calm/a_0001.request_id: Input should be a valid string"),
-        ({"uri": "s3://bucket/elsewhere"}, "calm/a_0001: its uri does not end with its save_dir"),
+        ({"uri": "s3://bucket/elsewhere"}, "calm/a_0001: its uri is none of S3 that ends with its save_dir"),
         ({"endpoint_url": "http://me:secret@host"}, "calm/a_0001.endpoint_url: .* without credentials"),
     ],
 )

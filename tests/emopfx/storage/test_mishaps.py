@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,48 @@ def test_pull_writes_over_nothing_that_is_whole_here(layout: Layout, bucket: Buc
     assert all(np.array_equal(value, mine[name]) for name, value in load_file(path).items())
     pull.activations(layout, bucket, Selection(), replace=True)
     inventory.verify(layout, bucket)
+
+
+def test_a_name_that_no_object_can_have_is_that_file_s_own_failure(layout: Layout, bucket: Bucket) -> None:
+    make_requests(layout, 1)
+    for name in (b"a.json", b"caf\xe9.json", b"line\n.json"):
+        Path(os.fsdecode(os.fsencode(layout.folder) + b"/" + name)).write_bytes(b"{}")
+    with pytest.raises(RunError, match=r"2 of 3 are not .*\n.*caf.* can't be the name of an object\n.*line"):
+        push.results(layout, bucket)
+    assert bucket.read("nano/a.json") == b"{}"
+
+
+def test_folders_may_have_names_that_addresses_can_not_have(layout: Layout, bucket: Bucket) -> None:
+    make_requests(layout, 2)
+    entries = manifest.read(layout)
+    entry = entries["calm/a_0001"]
+    odd = f"{entry['save_dir']} ?#"
+    (layout.root / entry["save_dir"]).rename(layout.root / odd)
+    entry["save_dir"] = odd
+    write_json(layout.manifest, entries)
+    before = content(layout.folder / "activations")
+    push.activations(layout, bucket, delete_local=True)
+    push.activations(layout, bucket)
+    inventory.verify(layout, bucket, read=True)
+    pull.activations(layout, bucket, Selection())
+    assert content(layout.folder / "activations") == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [("push", ("--results",)), ("pull", ("--results",)), ("pull", ("--results-only",)), ("prune", ())],
+)
+def test_an_outage_at_the_beginning_is_outlasted(
+    layout: Layout, uri: str, door: Gate, bucket: Bucket, verb: str, flags: tuple[str, ...]
+) -> None:
+    make_requests(layout, 2)
+    write_json(layout.record, {"hash": "one"})
+    push.activations(layout, bucket)
+    push.results(layout, bucket)
+    door.closed = True
+    threading.Timer(3, door.open).start()
+    code, said = emopfx(layout, uri, door, verb, *flags)
+    assert (code, f"{verb}: s3://" in said, "tried again in 5 s" in said) == (0, True, True)
 
 
 @pytest.mark.parametrize("name", ["AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"])

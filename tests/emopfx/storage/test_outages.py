@@ -197,6 +197,21 @@ def test_an_upload_of_other_content_is_not_gone_on_with_and_none_is_left(
     inventory.verify(layout, bucket, read=True)
 
 
+def test_an_upload_that_lacks_its_first_part_is_gone_on_with(layout: Layout, bucket: Bucket, door: Gate) -> None:
+    path = layout.root / manifest.paths(large(layout))[0][0]
+    place: dict[str, Any] = {"Bucket": bucket._name, "Key": bucket._prefix + str(path.relative_to(layout.root))}
+    begun = bucket._client.create_multipart_upload(
+        **place, ChecksumAlgorithm="SHA256", Metadata={"sha256": describe(path)["sha256"]}
+    )
+    for number in (2, 4):
+        part = path.read_bytes()[(number - 1) * PART_BYTES : number * PART_BYTES]
+        bucket._client.upload_part(**place, UploadId=begun["UploadId"], PartNumber=number, Body=part)
+    door.asked.clear()
+    push.activations(layout, bucket)
+    assert door.asked["PUT part"] == 6 - 2
+    inventory.verify(layout, bucket, read=True)
+
+
 def test_an_upload_of_a_file_that_began_alike_does_not_give_its_checksum_to_another(
     layout: Layout, bucket: Bucket, door: Gate
 ) -> None:

@@ -3,15 +3,17 @@
 import hashlib
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emopfx.errors import RunError
 from emopfx.layout import Layout, write_json
-from emopfx.storage import inventory, manifest, push
+from emopfx.storage import inventory, manifest, pull, push
 from emopfx.storage.manifest import Entry
 from emopfx.storage.parts import PART_BYTES
+from emopfx.storage.pull import Selection
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.sender import Sender, surely_has
 from tests.emopfx.storage.s3_service import Gate, content, describe, make_requests
@@ -93,6 +95,43 @@ def test_what_s3_has_no_checksum_of_is_read_before_files_here_go(
             with pytest.raises(RunError, match="is not whole; the files here are kept"):
                 sender.delete_entry(large)
             assert (layout.root / path).exists()
+
+
+def test_an_object_in_parts_is_known_by_what_the_manifest_has_of_it(
+    layout: Layout, bucket: Bucket, large: Entry, door: Gate, tmp_path: Path
+) -> None:
+    push.activations(layout, bucket)
+    path, file = manifest.paths(large)[0]
+    stored = bucket.stored(path)
+    assert stored is not None
+    assert manifest.read(layout)["control/a_0001"]["checksums"] == {file["name"]: stored.checksum}
+    received = door.received
+    inventory.verify(layout, bucket)
+    other = Layout(tmp_path / "other", "nano")
+    pull.addresses(other, bucket)
+    inventory.verify(other, bucket)
+    assert door.received - received < 20_000  # manifests
+    # Other content in parts, whose writer says that it is the right one.
+    right = (layout.root / path).read_bytes()
+    (tmp_path / "x").write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    bucket.put(tmp_path / "x", path, describe(tmp_path / "x")["sha256"], stored)
+    bucket._client.copy_object(
+        **place(bucket, path),
+        CopySource=place(bucket, path),  # type: ignore[arg-type]
+        MetadataDirective="REPLACE",
+        Metadata={"sha256": file["sha256"]},
+    )
+    for one in (layout, other):
+        with pytest.raises(RunError, match="has other content than its checksum says"):
+            inventory.verify(one, bucket)
+    for replace, layers in ((False, frozenset[int]()), (True, frozenset({1}))):
+        with pytest.raises(RunError, match="has other content than its checksum says"):
+            pull.activations(other, bucket, Selection(layers=layers), replace=replace)
+    with pytest.raises(RunError, match="has other content; push --replace writes over it"):
+        push.activations(layout, bucket)
+    push.activations(layout, bucket, replace=True)
+    for one in (layout, other):
+        inventory.verify(one, bucket)
 
 
 def test_what_is_not_ours_stays_where_files_are_deleted(layout: Layout, bucket: Bucket, entry: Entry) -> None:

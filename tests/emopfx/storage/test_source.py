@@ -37,6 +37,19 @@ def test_reads_the_same_from_the_bucket_as_from_the_disk(layout: Layout, bucket:
         assert door.received - received == 50
 
 
+def test_what_is_left_of_a_folder_that_was_pushed_is_not_read(layout: Layout, bucket: Bucket, door: Gate) -> None:
+    make_requests(layout, 1)
+    push.activations(layout, bucket)
+    folder = layout.root / next(iter(manifest.read(layout).values()))["save_dir"]
+    name = f"{folder.relative_to(layout.root)}/activations.safetensors"
+    before = (layout.root / name).read_bytes()[:1000]
+    (folder / "metadata.json").unlink()
+    (folder / "activations.safetensors").write_bytes(b"damaged")
+    with PushedFiles(layout, door.url) as files:
+        assert files.read(name, 0, 1000) == before
+        assert files.size(name) > 1000
+
+
 def test_a_file_that_is_nowhere_is_an_error_of_that_file_and_an_outage_is_not(
     layout: Layout, bucket: Bucket, door: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
