@@ -90,7 +90,8 @@ class Bucket:
     ) -> str | None:
         """Return what is wrong with an object that should have this content, None if nothing is.
 
-        It is read if nothing is known of its content, or, where it is `strict`, only what its writer has said.
+        It is read if nothing is known of its content; where it is `strict`, or should have another checksum, what its
+        writer has said of it is not enough.
 
         Args:
             key: Its key.
@@ -98,7 +99,7 @@ class Bucket:
             size: How many bytes it must have.
             sha256: What their SHA-256 must be (hex).
             checksum: What S3 must have for a checksum if it was sent in parts.
-            strict: Whether what its writer has said is not enough.
+            strict: Whether its writer is not believed.
         """
         if stored is None:
             return f"{self.uri(key)} is missing"
@@ -106,7 +107,8 @@ class Bucket:
             return f"{self.uri(key)} has {stored.bytes} bytes, not {size}"
         if checksum is not None and checksum == stored.checksum:
             return None
-        known = stored.sha256 if not strict or (stored.checksum and not stored.in_parts) else None
+        hashed_there = stored.checksum and not stored.in_parts
+        known = stored.sha256 if hashed_there or not (strict or checksum) else None
         if (known or self.sha256(key, size)) != sha256:
             return f"{self.uri(key)} has other content than its checksum says"
         return None

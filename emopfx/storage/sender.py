@@ -70,13 +70,11 @@ class Sender:
 
     def _problem(self, key: str, stored: Stored | None, size: int, sha256: str, checksum: str | None) -> str | None:
         """Return what is wrong with an object; of one in parts, the parts here tell if nothing is known of them."""
-        in_parts = stored is not None and stored.in_parts
-        if in_parts and checksum is None and self._bucket.problem(key, stored, size, sha256) is None:
-            whole, found = composite(self._root / key)
+        path = self._root / key
+        if checksum is None and stored and stored.in_parts and stored.bytes == size and path.is_file():
+            whole, found = composite(path)
             checksum = found if whole == sha256 else None
-        return self._bucket.problem(
-            key, stored, size, sha256, checksum=checksum, strict=self._replace or checksum is not None
-        )
+        return self._bucket.problem(key, stored, size, sha256, checksum=checksum, strict=self._replace)
 
     def _put(self, key: str, sha256: str, over: Stored | None) -> bool:
         """Send a file unless there is another object than `over`; return whether it was sent."""

@@ -1,5 +1,6 @@
 """A manifest opened by itself, on this disk and in a bucket."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def test_a_manifest_on_this_disk_is_opened(tmp_path: Path, answers: list[Answer]
         assert opened.problems == {
             answers[1].key: "the manifest or metadata.json doesn't say how long prompt and answer are"
         }
+
+
+def test_the_readme_s_lines_print_rows(
+    tmp_path: Path, answers: list[Answer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "results").symlink_to(tmp_path)
+    (tmp_path / "nano").rename(tmp_path / "demo")
+    written = tmp_path / "demo" / "activations_manifest.json"
+    written.write_text(written.read_text().replace("nano/", "demo/"))
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    assert capsys.readouterr().out.splitlines() == [f"{answer.key} ({TOKENS - PROMPT}, 16)" for answer in answers]
 
 
 def test_a_manifest_in_a_bucket_is_opened(

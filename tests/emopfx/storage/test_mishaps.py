@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from emopfx.errors import RunError
 from emopfx.layout import Layout, write_json, write_text
 from emopfx.storage import inventory, manifest, pull, push
+from emopfx.storage.client import ATTEMPTS
 from emopfx.storage.pull import Selection
 from emopfx.storage.s3 import Bucket
 from tests.emopfx.storage.s3_service import Gate, content, describe, make_requests
@@ -107,8 +108,15 @@ def test_an_outage_at_the_beginning_is_outlasted(
     write_json(layout.record, {"hash": "one"})
     push.activations(layout, bucket)
     push.results(layout, bucket)
-    door.closed = True
-    threading.Timer(3, door.open).start()
+    door.closed, asked = True, door.asked.total()
+
+    def open_again() -> None:
+        while door.asked.total() < asked + ATTEMPTS:
+            time.sleep(0.01)
+        time.sleep(1)
+        door.open()
+
+    threading.Thread(target=open_again, daemon=True).start()
     code, said = emopfx(layout, uri, door, verb, *flags)
     assert (code, f"{verb}: s3://" in said, "tried again in 5 s" in said) == (0, True, True)
 
