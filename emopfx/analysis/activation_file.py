@@ -145,13 +145,17 @@ class File:
             start, end = together[0].begin, together[-1].end
             data = memoryview(exactly(read, self.name, start, end - start))
             for begin, end, place in together:
-                yield place, self._floats(place, data[begin - start : end - start])
+                yield place, self._floats(place, data[begin - start : end - start], span.stop - span.start)
 
-    def _floats(self, place: Place, data: memoryview) -> Floats:
-        raw = np.frombuffer(data, DTYPES[place.tensor.dtype]).reshape(-1, place.tensor.width)
-        # numpy has no bfloat16: it is the upper half of a float32.
-        bfloat16 = place.tensor.dtype == "BF16"
-        values = (raw.astype(np.uint32) << 16).view(np.float32) if bfloat16 else raw.astype(np.float32)
+    def _floats(self, place: Place, data: memoryview, count: int) -> Floats:
+        raw = np.frombuffer(data, DTYPES[place.tensor.dtype]).reshape(count, place.tensor.width)
+        if place.tensor.dtype == "BF16":
+            # numpy has none: it is the upper half of a float32.
+            upper = raw.astype(np.uint32)
+            upper <<= 16
+            values = upper.view(np.float32)
+        else:
+            values = raw.astype(np.float32)
         if not np.isfinite(values).all():
             raise BrokenError(f"{self.name} holds numbers that are not finite in {place.site.name}")
         return values
