@@ -1,21 +1,54 @@
-"""boto3's client of an S3 service."""
+"""boto3's client of an S3 service, and what all that is asked of one bucket shares."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
 
 from emopfx.errors import InputError
-from emopfx.storage.traffic import CHUNK_BYTES
+from emopfx.storage.s3_errors import explained
+from emopfx.storage.traffic import CHUNK_BYTES, Traffic
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
     from mypy_boto3_s3 import S3Client
 
-# How many requests are under way at once; threads that read ahead of others add as many.
+# How many requests are under way at once; those of pieces of large files add as many.
 WORKERS = 16
 # botocore's pauses grow, but are short: who must outlast an outage calls again (see `parallel.patiently`).
 ATTEMPTS = 6
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What all that is asked of a bucket shares.
+
+    Attributes:
+        client: boto3's.
+        root: The URI under which keys are, for messages.
+        traffic: Counts what is moved.
+        pool: Moves the pieces of large files.
+        slots: One for each of these pieces that may be in memory.
+    """
+
+    client: "S3Client"
+    root: str
+    traffic: Traffic
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "s3-piece"))
+    slots: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(WORKERS))
+
+    def asking(self, key: str = "") -> AbstractContextManager[None]:
+        """Raise what goes wrong as one sentence about a key (see `explained`)."""
+        return explained(self.root, key)
+
+    def close(self) -> None:
+        """Begin nothing more, and wait for what is under way, unless all is stopped."""
+        self.pool.shutdown(wait=not self.traffic.stopped, cancel_futures=True)
+        self.client.close()
 
 
 def connect(endpoint_url: str | None) -> "S3Client":

@@ -5,23 +5,22 @@ import hashlib
 import io
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emopfx.storage.client import WORKERS
-from emopfx.storage.s3_errors import OtherContent, Refused, Taken, Unavailable, explained
-from emopfx.storage.traffic import Paced, Traffic
+from emopfx.storage.client import Wire
+from emopfx.storage.s3_errors import OtherContent, Refused, Taken, Unavailable
+from emopfx.storage.traffic import Paced
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef, PartTypeDef
 
 # How long parts are, unless there would be more of them than S3 allows.
-PART_BYTES = 16 << 20
+PART_BYTES = 8 << 20
 MOST_PARTS = 10_000
 
 
@@ -29,19 +28,11 @@ class Parts:
     """Sends files in parts.
 
     Args:
-        client: boto3's.
-        root: The URI under which keys are, for messages.
-        traffic: Counts what is moved.
+        wire: The bucket's.
     """
 
-    def __init__(self, client: "S3Client", root: str, traffic: Traffic) -> None:
-        self._client, self._root, self._traffic = client, root, traffic
-        self._pool = ThreadPoolExecutor(WORKERS, "s3-part")
-        self._slots = threading.BoundedSemaphore(WORKERS)
-
-    def close(self) -> None:
-        """Begin nothing more, and wait for what is under way, unless all is stopped."""
-        self._pool.shutdown(wait=not self._traffic.stopped, cancel_futures=True)
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
 
     def put(self, path: Path, key: str, place: dict[str, Any], sha256: str, condition: Mapping[str, Any]) -> str:
         """Write a large file as an object; of an upload that was broken off, only the rest is sent.
@@ -65,8 +56,8 @@ class Parts:
         """
         if upload := self._continued(path, key, place):
             checksum = self._write(path, upload, sha256, condition)
-            with explained(self._root, key):
-                head = self._client.head_object(**place)
+            with self._wire.asking(key):
+                head = self._wire.client.head_object(**place)
             if head["Metadata"].get("sha256") == sha256:
                 return checksum
             # It was begun with a file that was partly alike, and still says that it is that one.
@@ -79,16 +70,18 @@ class Parts:
             digest, parts = self._send(path, upload)
             if digest != sha256:
                 raise OtherContent(f"{upload.key} has other content than its checksum says")
-            with explained(self._root, upload.key):
-                self._client.complete_multipart_upload(**upload.place, MultipartUpload={"Parts": parts}, **condition)
+            with self._wire.asking(upload.key):
+                self._wire.client.complete_multipart_upload(
+                    **upload.place, MultipartUpload={"Parts": parts}, **condition
+                )
         except (OtherContent, Taken):
             self._abort(upload)
             raise
         return _of_parts([base64.b64decode(part["ChecksumSHA256"]) for part in parts])
 
     def _begin(self, key: str, place: dict[str, Any], sha256: str) -> "_Upload":
-        with explained(self._root, key):
-            begun = self._client.create_multipart_upload(
+        with self._wire.asking(key):
+            begun = self._wire.client.create_multipart_upload(
                 **place, ChecksumAlgorithm="SHA256", Metadata={"sha256": sha256}
             )
         return _Upload(key, {**place, "UploadId": begun["UploadId"]}, {})
@@ -96,15 +89,15 @@ class Parts:
     def _continued(self, path: Path, key: str, place: dict[str, Any]) -> "_Upload | None":
         """Return the last upload of a file like this one that was broken off."""
         # Who may not list uploads can't go on with one.
-        with suppress(Refused, Taken, FileNotFoundError), explained(self._root, key):
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+        with suppress(Refused, Taken, FileNotFoundError), self._wire.asking(key):
+            pages = self._wire.client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=place["Bucket"], Prefix=place["Key"]
             )
             uploads = [upload for page in pages for upload in page.get("Uploads", [])]
             own = [one for one in uploads if (one["Key"], one.get("ChecksumAlgorithm")) == (place["Key"], "SHA256")]
             for upload in sorted(own, key=lambda one: one["Initiated"], reverse=True):
                 begun = {**place, "UploadId": upload["UploadId"]}
-                listed = self._client.get_paginator("list_parts").paginate(**begun)
+                listed = self._wire.client.get_paginator("list_parts").paginate(**begun)
                 parts = {part["PartNumber"]: part for page in listed for part in page.get("Parts", [])}
                 # One part tells; nobody can read the metadata that it was begun with.
                 if parts and _is_of(path, parts[min(parts)]):
@@ -119,17 +112,17 @@ class Parts:
         def done(part: "Future[CompletedPartTypeDef]") -> None:
             if part.cancelled() or part.exception():
                 failed.set()
-            self._slots.release()
+            self._wire.slots.release()
 
         try:
             with path.open("rb") as file:
                 for number in count(1):
-                    self._slots.acquire()
+                    self._wire.slots.acquire()
                     content = b"" if failed.is_set() else file.read(step)
                     if not content:
-                        self._slots.release()
+                        self._wire.slots.release()
                         break
-                    part = self._pool.submit(self._send_part, upload, number, content)
+                    part = self._wire.pool.submit(self._send_part, upload, number, content)
                     part.add_done_callback(done)
                     sent.append(part)
                     digest.update(content)
@@ -147,11 +140,11 @@ class Parts:
     def _send_part(self, upload: "_Upload", number: int, content: bytes) -> "CompletedPartTypeDef":
         checksum, there = _base64(hashlib.sha256(content)), upload.parts.get(number)
         if there and _is_same(there, content):
-            self._traffic.spend(0)
+            self._wire.traffic.spend(0)
             return {"PartNumber": number, "ETag": there["ETag"], "ChecksumSHA256": checksum}
-        body: Any = Paced(upload.key, io.BytesIO(content), len(content), self._traffic)
-        with explained(self._root, upload.key):
-            part = self._client.upload_part(
+        body: Any = Paced(upload.key, io.BytesIO(content), len(content), self._wire.traffic)
+        with self._wire.asking(upload.key):
+            part = self._wire.client.upload_part(
                 **upload.place,
                 PartNumber=number,
                 Body=body,
@@ -161,8 +154,8 @@ class Parts:
         return {"PartNumber": number, "ETag": part["ETag"], "ChecksumSHA256": checksum}
 
     def _abort(self, upload: "_Upload") -> None:
-        with suppress(Taken, Refused, Unavailable, FileNotFoundError), explained(self._root, upload.key):
-            self._client.abort_multipart_upload(**upload.place)
+        with suppress(Taken, Refused, Unavailable, FileNotFoundError), self._wire.asking(upload.key):
+            self._wire.client.abort_multipart_upload(**upload.place)
 
 
 @dataclass(frozen=True)

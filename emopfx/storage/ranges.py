@@ -3,20 +3,18 @@
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
-from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import HTTPClientError, IncompleteReadError
 
-from emopfx.storage.client import ATTEMPTS, WORKERS
+from emopfx.storage.client import ATTEMPTS, Wire
 from emopfx.storage.objects import Stored
-from emopfx.storage.s3_errors import BrokenOff, OtherContent, Taken, explained
-from emopfx.storage.traffic import CHUNK_BYTES, Traffic
+from emopfx.storage.s3_errors import BrokenOff, OtherContent, Taken
+from emopfx.storage.traffic import CHUNK_BYTES
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 # What one request asks for at most; `WORKERS` of them are in memory.
@@ -27,19 +25,11 @@ class Ranges:
     """Reads the objects of a bucket.
 
     Args:
-        client: boto3's.
-        root: The URI under which keys are, for messages.
-        traffic: Counts what is moved.
+        wire: The bucket's.
     """
 
-    def __init__(self, client: "S3Client", root: str, traffic: Traffic) -> None:
-        self._client, self._root, self._traffic = client, root, traffic
-        self._pool = ThreadPoolExecutor(WORKERS, "s3-range")
-        self._slots = BoundedSemaphore(WORKERS)
-
-    def close(self) -> None:
-        """Begin nothing more, and wait for what is under way, unless all is stopped."""
-        self._pool.shutdown(wait=not self._traffic.stopped, cancel_futures=True)
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
 
     def get(
         self,
@@ -81,26 +71,26 @@ class Ranges:
 
     def _get(self, key: str, wanted: dict[str, Any], size: int | None) -> tuple[Sequence[bytes], Stored]:
         try:
-            with explained(self._root, key):
-                answer = self._client.get_object(**wanted)
+            with self._wire.asking(key):
+                answer = self._wire.client.get_object(**wanted)
         except Taken:
-            raise OtherContent(f"{self._root}/{key} was changed while it was read") from None
+            raise OtherContent(f"{self._wire.root}/{key} was changed while it was read") from None
         total = int(answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"])
         if size is not None and total != size:
             answer["Body"].close()
-            raise OtherContent(f"{self._root}/{key} has {total} bytes, not {size}")
+            raise OtherContent(f"{self._wire.root}/{key} has {total} bytes, not {size}")
         return tuple(self._received(answer)), Stored.of(answer, total)
 
     def _received(self, answer: "GetObjectOutputTypeDef") -> Iterator[bytes]:
         left = answer["ContentLength"]
         try:
             while left:
-                self._traffic.spend(min(CHUNK_BYTES, left))
+                self._wire.traffic.spend(min(CHUNK_BYTES, left))
                 chunk = answer["Body"].read(min(CHUNK_BYTES, left))
                 left -= len(chunk)
                 yield chunk
         except (HTTPClientError, IncompleteReadError) as error:
-            raise BrokenOff(f"{self._root}: {error}") from None
+            raise BrokenOff(f"{self._wire.root}: {error}") from None
         finally:
             if left:
                 answer["Body"].close()
@@ -120,21 +110,21 @@ class Ranges:
             with suppress(EOFError):
                 chunks, _ = self.get(key, place, begin, length, of=of, size=size)
             if (found := sum(map(len, chunks))) != length:
-                raise OtherContent(f"{self._root}/{key} gave {found} of {length} bytes from {begin} on")
+                raise OtherContent(f"{self._wire.root}/{key} gave {found} of {length} bytes from {begin} on")
             return chunks
 
         todo, ahead = deque(range(start, end, RANGE_BYTES)), deque[Future[Sequence[bytes]]]()
         try:
             while todo or ahead:
                 # Waits only as long as nothing is ahead: who holds a part must be free to let go of it.
-                while todo and self._slots.acquire(blocking=not ahead):
-                    ahead.append(self._pool.submit(read, todo.popleft()))
+                while todo and self._wire.slots.acquire(blocking=not ahead):
+                    ahead.append(self._wire.pool.submit(read, todo.popleft()))
                 yield from ahead[0].result()
                 ahead.popleft()
-                self._slots.release()
+                self._wire.slots.release()
         finally:
             for part in ahead:
                 part.cancel()
             wait(ahead)
             for _ in ahead:
-                self._slots.release()
+                self._wire.slots.release()

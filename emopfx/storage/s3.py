@@ -8,14 +8,14 @@ import hashlib
 import io
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from emopfx.config_values import read_endpoint, read_s3_uri
 from emopfx.errors import InputError
-from emopfx.storage.client import connect
+from emopfx.storage.client import Wire, connect
 from emopfx.storage.objects import Listed, Stored
 from emopfx.storage.parts import Parts
 from emopfx.storage.ranges import RANGE_BYTES, Ranges
@@ -23,9 +23,10 @@ from emopfx.storage.s3_errors import OtherContent, Refused, Taken, explained
 from emopfx.storage.traffic import NotSent, Paced, Traffic
 
 DELETED_AT_ONCE = 1000
-# Up to this size, from which on AWS advises to send parts, a file goes in one piece: it is hashed once, and S3 itself
-# has the manifest's checksum of it. A larger one goes in parts side by side, and one that was broken off goes on.
-WHOLE_BYTES = 100 << 20
+# Up to this size a file goes in one piece: it is hashed once, S3 itself has the manifest's checksum of it, and it costs
+# S3 one request; other files fill the line meanwhile. A larger one goes in parts side by side, and one that was broken
+# off goes on.
+WHOLE_BYTES = 256 << 20
 
 
 class Bucket:
@@ -48,10 +49,10 @@ class Bucket:
         self._name, _, prefix = self.root.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self.traffic = Traffic(bandwidth)
-        with self._asking():
+        with explained(self.root):
             self._client = connect(endpoint_url)
-        self._ranges = Ranges(self._client, self.root, self.traffic)
-        self._parts = Parts(self._client, self.root, self.traffic)
+        self._wire = Wire(self._client, self.root, self.traffic)
+        self._ranges, self._parts = Ranges(self._wire), Parts(self._wire)
 
     def __enter__(self) -> "Bucket":
         return self
@@ -61,9 +62,7 @@ class Bucket:
     ) -> None:
         if kind is not None and not issubclass(kind, Exception):
             self.traffic.stop()
-        self._ranges.close()
-        self._parts.close()
-        self._client.close()
+        self._wire.close()
 
     def uri(self, key: str) -> str:
         """Return the URI of a key."""
@@ -72,7 +71,7 @@ class Bucket:
     def stored(self, key: str) -> Stored | None:
         """Return what the bucket says of an object, None if there is none."""
         try:
-            with self._asking(key):
+            with self._wire.asking(key):
                 head = self._client.head_object(Bucket=self._name, Key=self._prefix + key, ChecksumMode="ENABLED")
         except FileNotFoundError:
             return None
@@ -153,7 +152,7 @@ class Bucket:
     def _put(self, body: Paced, key: str, sha256: str, over: Stored | None) -> None:
         reads: Any = body  # what botocore needs of a file
         try:
-            with self._asking(key):
+            with self._wire.asking(key):
                 self._client.put_object(
                     **self._place(key),
                     Body=reads,
@@ -261,7 +260,7 @@ class Bucket:
                 yield Listed(item["Key"].removeprefix(self._prefix), 0, item["Initiated"], item["UploadId"])
 
     def _pages(self, paginator: Any, folder: str, **how: str) -> Iterator[Any]:
-        with self._asking():
+        with self._wire.asking():
             yield from paginator.paginate(Bucket=self._name, Prefix=self._prefix + folder, **how)
 
     def delete(self, listed: Iterable[Listed]) -> None:
@@ -269,13 +268,13 @@ class Bucket:
         keys = []
         for item in listed:
             if item.upload_id:
-                with suppress(Taken), self._asking(item.key):
+                with suppress(Taken), self._wire.asking(item.key):
                     self._client.abort_multipart_upload(**self._place(item.key), UploadId=item.upload_id)
             else:
                 keys.append(self._prefix + item.key)
         for start in range(0, len(keys), DELETED_AT_ONCE):
             some = keys[start : start + DELETED_AT_ONCE]
-            with self._asking():
+            with self._wire.asking():
                 answer = self._client.delete_objects(
                     Bucket=self._name, Delete={"Objects": [{"Key": key} for key in some], "Quiet": True}
                 )
@@ -284,9 +283,6 @@ class Bucket:
 
     def _place(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._name, "Key": self._prefix + key}
-
-    def _asking(self, key: str = "") -> AbstractContextManager[None]:
-        return explained(self.root, key)
 
 
 def _condition(over: Stored | None) -> Mapping[str, Any]:

@@ -63,10 +63,10 @@ class Tree:
 
 
 SMALL, LARGE = Tree("many small", 400, 100_000), Tree("few large", 5, 100_000_000)
-# So large that they go in parts.
-LARGER = Tree("two in parts", 2, 250_000_000)
+# As large as files are that go in one piece, and so large that they go in parts.
+LARGER, PARTS = Tree("two larger", 2, 250_000_000), Tree("two in parts", 2, 500_000_000)
 # Seconds by which answers are late; S3 itself takes some tens of milliseconds to begin an answer.
-CASES = ((0.0, SMALL), (0.0, LARGE), (0.0, LARGER), (0.02, SMALL), (0.02, LARGE))
+CASES = ((0.0, SMALL), (0.0, LARGE), (0.0, LARGER), (0.0, PARTS), (0.02, SMALL), (0.02, LARGE))
 # Files are kept in memory, if that can be: what a disk writes later would be counted against who comes next.
 MEMORY = Path("/dev/shm")
 

@@ -241,7 +241,7 @@ def test_a_full_disk_holds_nothing_up(layout: Layout, bucket: Bucket, monkeypatc
             bucket.fetch("x", Path("/dev/full"), 200_000)
         errors.append(caught.value)  # with all that its traceback holds on to
     for _ in range(WORKERS):
-        assert bucket._ranges._slots.acquire(blocking=False)
+        assert bucket._wire.slots.acquire(blocking=False)
 
 
 def test_a_part_that_fails_ends_its_file(layout: Layout, hasty: Bucket, door: Gate) -> None:
