@@ -33,6 +33,8 @@ class Parts:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
+        # Files go one after the other, so that one is soon whole, and S3 puts it together while the next one goes.
+        self._turn = threading.Lock()
 
     def put(self, path: Path, key: str, place: dict[str, Any], sha256: str, condition: Mapping[str, Any]) -> str:
         """Write a large file as an object; of an upload that was broken off, only the rest is sent.
@@ -115,7 +117,7 @@ class Parts:
             self._wire.slots.release()
 
         try:
-            with path.open("rb") as file:
+            with self._turn, path.open("rb") as file:
                 for number in count(1):
                     self._wire.slots.acquire()
                     content = b"" if failed.is_set() else file.read(step)
