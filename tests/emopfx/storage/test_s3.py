@@ -1,15 +1,18 @@
+import dataclasses
 import errno
 import hashlib
 import io
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from emopfx.errors import InputError
 from emopfx.storage import s3
-from emopfx.storage.parts import PART_BYTES
+from emopfx.storage.parts import PART_BYTES, Parts
 from emopfx.storage.ranges import RANGE_BYTES
 from emopfx.storage.s3 import Bucket
 from emopfx.storage.s3_errors import OtherContent, Taken, Unavailable
@@ -145,6 +148,23 @@ def test_of_two_who_write_at_once_one_wins(tmp_path: Path, bucket: Bucket) -> No
         thread.join()
     won = [outcome for outcome in outcomes if outcome != "lost"]
     assert [bucket.read("x/a").decode()] == won
+
+
+@pytest.mark.usefixtures("soon_in_parts")
+def test_parts_of_files_sent_at_once_go_one_file_after_the_other(tmp_path: Path, bucket: Bucket) -> None:
+    wire = dataclasses.replace(
+        bucket._wire, slots=threading.BoundedSemaphore(1)
+    )  # one part at a time shows their order
+    bucket._parts = Parts(wire)
+    order: list[str] = []
+    bucket._client.meta.events.register(
+        "before-send.s3.UploadPart", lambda request, **_: order.append(urlsplit(request.url).path[-1])
+    )
+    sums = {name: write(tmp_path / name, LARGE) for name in "abc"}
+    with ThreadPoolExecutor(len(sums)) as pool:
+        list(pool.map(lambda name: bucket.put(tmp_path / name, f"x/{name}", sums[name]), sums))
+    assert set(order) == set(sums)
+    assert order == sorted(order, key=order.index)
 
 
 def test_reads_ranges_and_no_more(bucket: Bucket, door: Gate) -> None:
