@@ -50,8 +50,7 @@ class Bucket:
         self._prefix = f"{prefix}/" if prefix else ""
         self.traffic = Traffic(bandwidth)
         with explained(self.root):
-            self._client = connect(endpoint_url)
-        self._wire = Wire(self._client, self.root, self.traffic)
+            self._wire = Wire(connect(endpoint_url), self.root, self.traffic)
         self._ranges, self._parts = Ranges(self._wire), Parts(self._wire)
 
     def __enter__(self) -> "Bucket":
@@ -72,7 +71,7 @@ class Bucket:
         """Return what the bucket says of an object, None if there is none."""
         try:
             with self._wire.asking(key):
-                head = self._client.head_object(Bucket=self._name, Key=self._prefix + key, ChecksumMode="ENABLED")
+                head = self._wire.client.head_object(Bucket=self._name, Key=self._prefix + key, ChecksumMode="ENABLED")
         except FileNotFoundError:
             return None
         return Stored.of(head, head["ContentLength"])
@@ -153,7 +152,7 @@ class Bucket:
         reads: Any = body  # what botocore needs of a file
         try:
             with self._wire.asking(key):
-                self._client.put_object(
+                self._wire.client.put_object(
                     **self._place(key),
                     Body=reads,
                     ChecksumAlgorithm="SHA256",
@@ -243,19 +242,19 @@ class Bucket:
 
     def list(self, folder: str) -> Iterator[Listed]:
         """Yield every object whose key begins with `folder`, by key."""
-        for page in self._pages(self._client.get_paginator("list_objects_v2"), folder):
+        for page in self._pages(self._wire.client.get_paginator("list_objects_v2"), folder):
             for item in page.get("Contents", []):
                 yield Listed(item["Key"].removeprefix(self._prefix), item["Size"], item["LastModified"])
 
     def folders(self) -> Iterator[str]:
         """Yield the names of the folders at the top."""
-        for page in self._pages(self._client.get_paginator("list_objects_v2"), "", Delimiter="/"):
+        for page in self._pages(self._wire.client.get_paginator("list_objects_v2"), "", Delimiter="/"):
             for item in page.get("CommonPrefixes", []):
                 yield item["Prefix"].removeprefix(self._prefix).rstrip("/")
 
     def unfinished(self, folder: str) -> Iterator[Listed]:
         """Yield every upload in parts under `folder` that was begun and not ended."""
-        for page in self._pages(self._client.get_paginator("list_multipart_uploads"), folder):
+        for page in self._pages(self._wire.client.get_paginator("list_multipart_uploads"), folder):
             for item in page.get("Uploads", []):
                 yield Listed(item["Key"].removeprefix(self._prefix), 0, item["Initiated"], item["UploadId"])
 
@@ -269,13 +268,13 @@ class Bucket:
         for item in listed:
             if item.upload_id:
                 with suppress(Taken), self._wire.asking(item.key):
-                    self._client.abort_multipart_upload(**self._place(item.key), UploadId=item.upload_id)
+                    self._wire.client.abort_multipart_upload(**self._place(item.key), UploadId=item.upload_id)
             else:
                 keys.append(self._prefix + item.key)
         for start in range(0, len(keys), DELETED_AT_ONCE):
             some = keys[start : start + DELETED_AT_ONCE]
             with self._wire.asking():
-                answer = self._client.delete_objects(
+                answer = self._wire.client.delete_objects(
                     Bucket=self._name, Delete={"Objects": [{"Key": key} for key in some], "Quiet": True}
                 )
             for error in answer.get("Errors", []):

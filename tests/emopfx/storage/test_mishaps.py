@@ -38,7 +38,7 @@ def rot(bucket: Bucket, key: str) -> bytes:
     assert stored is not None
     wrong = before[:-1] + bytes([before[-1] ^ 1])
     place: dict[str, Any] = {"Bucket": bucket._name, "Key": bucket._prefix + key}
-    bucket._client.put_object(**place, Body=wrong, Metadata={"sha256": str(stored.sha256)})
+    bucket._wire.client.put_object(**place, Body=wrong, Metadata={"sha256": str(stored.sha256)})
     return before
 
 
@@ -241,5 +241,5 @@ def test_lists_keep_long_addresses_whole_and_odd_ones_as_they_are(
 def test_an_unfinished_upload_of_a_result_is_pruned(layout: Layout, uri: str, door: Gate, bucket: Bucket) -> None:
     make_requests(layout, 1)
     push.activations(layout, bucket)
-    bucket._client.create_multipart_upload(Bucket=bucket._name, Key=f"{bucket._prefix}nano/report.html")
+    bucket._wire.client.create_multipart_upload(Bucket=bucket._name, Key=f"{bucket._prefix}nano/report.html")
     assert "nano/report.html (unfinished upload)" in emopfx(layout, uri, door, "prune", "--older-than", "0")[1]

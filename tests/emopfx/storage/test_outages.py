@@ -188,8 +188,8 @@ def test_an_upload_of_other_content_is_not_gone_on_with_and_none_is_left(
 ) -> None:
     entry = large(layout)
     key = bucket._prefix + manifest.paths(entry)[0][0]
-    begun = bucket._client.create_multipart_upload(Bucket=bucket._name, Key=key, ChecksumAlgorithm="SHA256")
-    bucket._client.upload_part(
+    begun = bucket._wire.client.create_multipart_upload(Bucket=bucket._name, Key=key, ChecksumAlgorithm="SHA256")
+    bucket._wire.client.upload_part(
         Bucket=bucket._name, Key=key, UploadId=begun["UploadId"], PartNumber=1, Body=bytes(PART_BYTES)
     )
     push.activations(layout, bucket)
@@ -200,12 +200,12 @@ def test_an_upload_of_other_content_is_not_gone_on_with_and_none_is_left(
 def test_an_upload_that_lacks_its_first_part_is_gone_on_with(layout: Layout, bucket: Bucket, door: Gate) -> None:
     path = layout.root / manifest.paths(large(layout))[0][0]
     place: dict[str, Any] = {"Bucket": bucket._name, "Key": bucket._prefix + str(path.relative_to(layout.root))}
-    begun = bucket._client.create_multipart_upload(
+    begun = bucket._wire.client.create_multipart_upload(
         **place, ChecksumAlgorithm="SHA256", Metadata={"sha256": describe(path)["sha256"]}
     )
     for number in (2, 4):
         part = path.read_bytes()[(number - 1) * PART_BYTES : number * PART_BYTES]
-        bucket._client.upload_part(**place, UploadId=begun["UploadId"], PartNumber=number, Body=part)
+        bucket._wire.client.upload_part(**place, UploadId=begun["UploadId"], PartNumber=number, Body=part)
     door.asked.clear()
     push.activations(layout, bucket)
     assert door.asked["PUT part"] == 6 - 2
@@ -218,11 +218,11 @@ def test_an_upload_of_a_file_that_began_alike_does_not_give_its_checksum_to_anot
     entry = large(layout)
     path, file = manifest.paths(entry)[0]
     place: dict[str, Any] = {"Bucket": bucket._name, "Key": bucket._prefix + path}
-    begun = bucket._client.create_multipart_upload(
+    begun = bucket._wire.client.create_multipart_upload(
         **place, ChecksumAlgorithm="SHA256", Metadata={"sha256": hashlib.sha256(b"it was shorter").hexdigest()}
     )
     first = (layout.root / path).read_bytes()[:PART_BYTES]
-    bucket._client.upload_part(**place, UploadId=begun["UploadId"], PartNumber=1, Body=first)
+    bucket._wire.client.upload_part(**place, UploadId=begun["UploadId"], PartNumber=1, Body=first)
     push.activations(layout, bucket)
     stored = bucket.stored(path)
     assert stored is not None
@@ -234,7 +234,7 @@ def test_an_upload_of_a_file_that_began_alike_does_not_give_its_checksum_to_anot
 def test_a_full_disk_holds_nothing_up(layout: Layout, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (ranges, s3):
         monkeypatch.setattr(module, "RANGE_BYTES", 50_000)
-    bucket._client.put_object(Bucket=bucket._name, Key=f"{bucket._prefix}x", Body=bytes(200_000))
+    bucket._wire.client.put_object(Bucket=bucket._name, Key=f"{bucket._prefix}x", Body=bytes(200_000))
     errors = []
     for _ in range(3):
         with pytest.raises(OSError, match="No space left") as caught:

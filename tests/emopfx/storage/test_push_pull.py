@@ -182,7 +182,7 @@ def test_verify_names_what_is_damaged_on_either_side(layout: Layout, bucket: Buc
     # What it says of itself is what it should be, but S3 has no checksum of it, so that it is read.
     stored = bucket.stored(rotten)
     assert stored is not None
-    bucket._client.put_object(
+    bucket._wire.client.put_object(
         Bucket=bucket._name,
         Key=bucket._prefix + rotten,
         Body=bytes(stored.bytes),
@@ -317,7 +317,7 @@ def test_prune_deletes_what_no_manifest_names(
     bucket.put_bytes(b"old", "nano/activations/calm/a_0001/old/metadata.json")
     inventory.prune(bucket, "nano", older_than=timedelta(hours=24), delete=True)
     assert "prune: 0 deleted" in capsys.readouterr().err
-    bucket._client.create_multipart_upload(Bucket=bucket._name, Key=bucket._prefix + "nano/activations/calm/x")
+    bucket._wire.client.create_multipart_upload(Bucket=bucket._name, Key=bucket._prefix + "nano/activations/calm/x")
     inventory.prune(bucket, "nano", older_than=timedelta(0), delete=False)
     said = capsys.readouterr().err
     assert f"prune: {bucket.uri('nano/activations/calm/a_0001/old/metadata.json')} (3 bytes)" in said

@@ -55,7 +55,7 @@ def test_of_two_who_push_results_at_once_the_later_one_sees_the_other(
 def test_uploads_of_results_that_were_broken_off_are_given_up(layout: Layout, bucket: Bucket) -> None:
     write(layout, "one", report="1")
     for name in ("report.json", "somebody-elses.json"):
-        bucket._client.create_multipart_upload(Bucket=bucket._name, Key=f"{bucket._prefix}nano/{name}")
+        bucket._wire.client.create_multipart_upload(Bucket=bucket._name, Key=f"{bucket._prefix}nano/{name}")
     push.results(layout, bucket)
     assert [one.key for one in bucket.unfinished("")] == ["nano/somebody-elses.json"]
 
@@ -91,7 +91,7 @@ def test_results_that_something_else_has_sent_are_read_to_be_compared(
     write(layout, "one", report="1")
     for path in (layout.record, layout.report("json")):
         key = f"{bucket._prefix}nano/{path.name}"
-        bucket._client.put_object(Bucket=bucket._name, Key=key, Body=path.read_bytes())
+        bucket._wire.client.put_object(Bucket=bucket._name, Key=key, Body=path.read_bytes())
     push.results(layout, bucket)
     stored = bucket.stored("nano/report.json")
     assert stored is not None

@@ -157,7 +157,7 @@ def test_parts_of_files_sent_at_once_go_one_file_after_the_other(tmp_path: Path,
     )  # one part at a time shows their order
     bucket._parts = Parts(wire)
     order: list[str] = []
-    bucket._client.meta.events.register(
+    bucket._wire.client.meta.events.register(
         "before-send.s3.UploadPart", lambda request, **_: order.append(urlsplit(request.url).path[-1])
     )
     sums = {name: write(tmp_path / name, LARGE) for name in "abc"}

@@ -47,13 +47,13 @@ def test_what_something_else_has_sent_is_read_and_not_sent_again(layout: Layout,
     entries = manifest.read(layout)
     for entry in entries.values():
         for path, _ in manifest.paths(entry):
-            bucket._client.put_object(**place(bucket, path), Body=(layout.root / path).read_bytes())
+            bucket._wire.client.put_object(**place(bucket, path), Body=(layout.root / path).read_bytes())
     door.asked.clear()
     push.activations(layout, bucket)
     assert door.asked["PUT"] == 1  # the manifest
     inventory.verify(layout, bucket)
     path = manifest.paths(entries["calm/a_0001"])[0][0]
-    bucket._client.put_object(**place(bucket, path), Body=(layout.root / path).read_bytes()[::-1])
+    bucket._wire.client.put_object(**place(bucket, path), Body=(layout.root / path).read_bytes()[::-1])
     with pytest.raises(RunError, match=r"1 of 3 requests .*\n  calm/a_0001: .* has other content"):
         inventory.verify(layout, bucket)
 
@@ -79,15 +79,18 @@ def test_what_s3_has_no_checksum_of_is_read_before_files_here_go(
     sender = Sender(bucket, layout.root, set(), replace=False)
     for data, whole in ((wrong, False), (right, True)):
         if parts:
-            upload = bucket._client.create_multipart_upload(**place(bucket, path), **said)
+            upload = bucket._wire.client.create_multipart_upload(**place(bucket, path), **said)
             sent = {**place(bucket, path), "UploadId": upload["UploadId"]}
             done: list[Any] = [
-                {"PartNumber": number, "ETag": bucket._client.upload_part(**sent, PartNumber=number, Body=body)["ETag"]}
+                {
+                    "PartNumber": number,
+                    "ETag": bucket._wire.client.upload_part(**sent, PartNumber=number, Body=body)["ETag"],
+                }
                 for number, body in enumerate((data[:PART_BYTES], data[PART_BYTES:]), 1)
             ]
-            bucket._client.complete_multipart_upload(**sent, MultipartUpload={"Parts": done})
+            bucket._wire.client.complete_multipart_upload(**sent, MultipartUpload={"Parts": done})
         else:
-            bucket._client.put_object(**place(bucket, path), Body=data, **said)
+            bucket._wire.client.put_object(**place(bucket, path), Body=data, **said)
         received = door.received
         assert surely_has(bucket, path, layout.root / path, file) == whole
         assert door.received - received >= LARGE
@@ -115,7 +118,7 @@ def test_an_object_in_parts_is_known_by_what_the_manifest_has_of_it(
     right = (layout.root / path).read_bytes()
     (tmp_path / "x").write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
     bucket.put(tmp_path / "x", path, describe(tmp_path / "x")["sha256"], stored)
-    bucket._client.copy_object(
+    bucket._wire.client.copy_object(
         **place(bucket, path),
         CopySource=place(bucket, path),  # type: ignore[arg-type]
         MetadataDirective="REPLACE",
