@@ -2,13 +2,15 @@
 
 import base64
 import hashlib
-import io
+import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import count
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +122,7 @@ class Parts:
             with self._turn, path.open("rb") as file:
                 for number in count(1):
                     self._wire.slots.acquire()
-                    content = b"" if failed.is_set() else file.read(step)
+                    content = None if failed.is_set() else _next(file, step)
                     if not content:
                         self._wire.slots.release()
                         break
@@ -139,12 +141,13 @@ class Parts:
                 raise error
         return digest.hexdigest(), [part.result() for part in sent]
 
-    def _send_part(self, upload: "_Upload", number: int, content: bytes) -> "CompletedPartTypeDef":
+    def _send_part(self, upload: "_Upload", number: int, content: mmap) -> "CompletedPartTypeDef":
         checksum, there = _base64(hashlib.sha256(content)), upload.parts.get(number)
         if there and _is_same(there, content):
             self._wire.traffic.spend(0)
             return {"PartNumber": number, "ETag": there["ETag"], "ChecksumSHA256": checksum}
-        body: Any = Paced(upload.key, io.BytesIO(content), len(content), self._wire.traffic)
+        reads: Any = content  # what Paced needs of a file
+        body: Any = Paced(upload.key, reads, len(content), self._wire.traffic)
         with self._wire.asking(upload.key):
             part = self._wire.client.upload_part(
                 **upload.place,
@@ -180,6 +183,19 @@ def part_bytes(size: int) -> int:
     return max(PART_BYTES, -(-size // MOST_PARTS))
 
 
+def _next(file: BufferedReader, step: int) -> mmap | None:
+    """Return the next part of a file, None at its end.
+
+    It has memory of its own, which goes back as soon as it is sent: what a thread allocates otherwise stays with it.
+    """
+    length = min(step, os.fstat(file.fileno()).st_size - file.tell())
+    if length <= 0:
+        return None
+    content = mmap(-1, length)
+    file.readinto(content)
+    return content
+
+
 def composite(path: Path) -> tuple[str, str]:
     """Return a file's SHA-256 (hex), and what S3 has for a checksum of it once it was sent in parts."""
     whole, parts, step = hashlib.sha256(), list[bytes](), part_bytes(path.stat().st_size)
@@ -203,7 +219,7 @@ def _is_of(path: Path, part: "PartTypeDef") -> bool:
         return _is_same(part, file.read(step))
 
 
-def _is_same(part: "PartTypeDef", content: bytes) -> bool:
+def _is_same(part: "PartTypeDef", content: bytes | mmap) -> bool:
     """Whether a part that S3 has is this content; without a checksum in the list, an ETag may be its MD5."""
     if part["Size"] != len(content):
         return False

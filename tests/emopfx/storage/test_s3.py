@@ -3,6 +3,8 @@ import errno
 import hashlib
 import io
 import os
+import resource
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -165,6 +167,22 @@ def test_parts_of_files_sent_at_once_go_one_file_after_the_other(tmp_path: Path,
         list(pool.map(lambda name: bucket.put(tmp_path / name, f"x/{name}", sums[name]), sums))
     assert set(order) == set(sums)
     assert order == sorted(order, key=order.index)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.usefixtures("soon_in_parts")
+def test_memory_does_not_grow_with_the_number_of_large_files(tmp_path: Path, uri: str, service: str) -> None:
+    def in_use() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    size, files = 6 * PART_BYTES, 6
+    sha256 = write(tmp_path / "a", size)
+    # Not through the gate, which is in this process too. Each in a thread that goes on: one that ends gives all back.
+    with Bucket(uri, service) as bucket, ThreadPoolExecutor(files) as pool:
+        bucket.put(tmp_path / "a", "x/first", sha256)
+        before = in_use()
+        list(pool.map(lambda name: bucket.put(tmp_path / "a", f"x/{name}", sha256), range(files)))
+        assert in_use() - before < size
 
 
 def test_reads_ranges_and_no_more(bucket: Bucket, door: Gate) -> None:
